@@ -1,0 +1,1 @@
+"""Compressors: one idea per file, no communication in it."""

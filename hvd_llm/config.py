@@ -1,0 +1,306 @@
+"""Every knob, once: nested dataclasses with unit and default.
+
+A TOML file fills them, `--section.key value` overrides them, `check` refuses what contradicts itself.
+The text under each field is what `hvd-llm train --help` prints.
+"""
+
+import dataclasses
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from hvd_llm.errors import UserError, nearest
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_section = dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+
+
+@_section
+class Run:
+    dir: str = ""
+    """Folder for run.json, trace/, metrics.csv, checkpoints/. Empty: runs/CONFIG-nRANKS-TIME."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: continue from the newest whole checkpoint in `dir`, or start when there is none."""
+    seed: Count = 1
+    """Decides initial weights, data order and dropout; the same seed gives the same bits."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA when there is a GPU, one rank for each, chosen by local rank."""
+    threads: Count = 0
+    """CPU threads of each rank. 0: the machine's cores divided among its ranks."""
+
+
+@_section
+class Data:
+    path: str = "data/embedded"
+    """Folder written by `hvd-llm prepare`."""
+    task: Literal["causal", "masked", "classify", "tag"] = "causal"
+    """causal and masked language models, a label per document, a label per token."""
+    sequence_length: Positive = 256
+    """Tokens in a sequence (the longest one for classify and tag)."""
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """masked: share of tokens to predict; of these 80 % are masked, 10 % random, 10 % kept."""
+    whole_word: bool = False
+    """masked: choose whole words rather than single tokens."""
+
+
+@_section
+class Model:
+    family: Literal["gpt2", "bert", "llama"] = "gpt2"
+    """Architecture, as `transformers` builds it."""
+    pretrained: str = ""
+    """Local folder with config.json and safetensors; replaces every other key here but dropout."""
+    layers: Positive = 4
+    """Transformer blocks."""
+    hidden: Positive = 256
+    """Width of the residual stream."""
+    heads: Positive = 4
+    """Attention heads; must divide hidden."""
+    kv_heads: Count = 0
+    """llama: key and value heads (grouped-query attention). 0: as many as heads."""
+    intermediate: Count = 0
+    """Width of the feed-forward layer. 0: 4 x hidden (llama: 8/3 x hidden, rounded up to 64)."""
+    positions: Count = 0
+    """Longest sequence the model can take. 0: data.sequence_length."""
+    dropout: Share = 0.0
+    """Dropout probability of embeddings, attention and residuals."""
+
+
+@_section
+class Train:
+    steps: Count = 0
+    """Optimizer steps. Give this or epochs."""
+    epochs: NonNegativeFloat = 0
+    """Passes over the training data. Give this or steps."""
+    global_batch: Positive = 32
+    """Sequences per optimizer step over all ranks: the order of data does not depend on their number."""
+    micro_batch: Positive = 8
+    """Sequences per forward pass of one rank; what is left of its share is accumulated."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast of forward and backward; weights stay fp32. fp16 scales its loss dynamically."""
+    activation_checkpointing: bool = False
+    """Keep only the blocks' inputs and compute the rest again in backward: less memory, more time."""
+    compile: bool = False
+    """torch.compile the model: a slow first step, then faster ones."""
+    label_smoothing: Share = 0.0
+    """Share of the target's probability that is spread over the vocabulary."""
+    log_every: Positive = 10
+    """Steps between rows of metrics.csv and TensorBoard."""
+    drift_check_every: Count = 100
+    """Steps between comparisons of a parameter hash across ranks. 0: never."""
+
+
+@_section
+class Optimizer:
+    name: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or sgd with momentum."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    beta1: Share = 0.9
+    """adamw: decay of the first moment; sgd: momentum."""
+    beta2: Share = 0.95
+    """adamw: decay of the second moment."""
+    eps: PositiveFloat = 1e-8
+    """adamw: added to the root of the second moment."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled decay of matrices; biases, norms and other vectors have none."""
+    clip_norm: NonNegativeFloat = 1.0
+    """Largest global gradient norm. 0: no clipping."""
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """What follows the warm-up; wsd stays at the peak, then falls linearly."""
+    warmup: Fraction = 0.05
+    """Share of the steps that the learning rate climbs to its peak."""
+    decay: Fraction = 0.2
+    """wsd: share of the steps that it falls at the end."""
+    final_lr: Fraction = 0.1
+    """Learning rate at the end, as a share of the peak."""
+
+
+@_section
+class Reduce:
+    compressor: str = "none"
+    """How gradients are sent; `hvd-llm compressors` lists them."""
+    bucket_mb: PositiveFloat = 8.0
+    """Size of a flat gradient bucket in MiB; a bucket is one operation on the network."""
+    cycle_ms: NonNegativeFloat = 1.0
+    """Horovod looks for new operations this often, in milliseconds (HOROVOD_CYCLE_TIME)."""
+
+
+@_section
+class Checkpoint:
+    every: Count = 100
+    """Steps between checkpoints; the last step always writes one. 0: only the last."""
+    keep: Positive = 2
+    """Newest checkpoints to keep."""
+    best: bool = True
+    """Also keep the checkpoint with the best validation score."""
+
+
+@_section
+class Evaluate:
+    every: Count = 100
+    """Steps between evaluations on the validation split; the last step always has one. 0: only the last."""
+    batches: Count = 20
+    """Validation batches of train.global_batch sequences. 0: the whole split."""
+    patience: Count = 0
+    """Stop after this many evaluations without a better score. 0: never."""
+
+
+@_section
+class Trace:
+    enabled: bool = True
+    """Write trace/, one file per rank: the raw material of every report."""
+    horovod_timeline: bool = False
+    """Also record Horovod's own timeline (large; rank 0)."""
+
+
+@_section
+class Config:
+    """What a run is: saved, resolved, in its run.json."""
+
+    run: Run = Run()
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    optimizer: Optimizer = Optimizer()
+    reduce: Reduce = Reduce()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluate: Evaluate = Evaluate()
+    trace: Trace = Trace()
+
+
+_ADAPTER = TypeAdapter(Config)
+
+
+def shipped() -> dict[str, Path]:
+    """Names and files of the configurations that come with the package."""
+    folder = Path(str(resources.files("hvd_llm") / "configs"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load(name: str, overrides: dict[str, str] | None = None) -> Config:
+    """Read a shipped configuration or a TOML file, apply `{"section.key": "value"}`, and check it.
+
+    Raises:
+        UserError: no such file, malformed TOML, unknown or contradictory settings.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        if name not in shipped():
+            raise UserError(f"there is no configuration {name!r}{nearest(name, shipped())} (or give a .toml file)")
+        path = shipped()[name]
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"cannot read the configuration {path}: {error}") from None
+    for key, value in (overrides or {}).items():
+        section, _, name = key.partition(".")
+        if not isinstance(tree.setdefault(section, {}), dict):
+            raise UserError(f"{path}: {section!r} must be a table of settings, not {tree[section]!r}")
+        tree[section][name] = value
+    return resolve(tree)
+
+
+def resolve(tree: dict[str, Any]) -> Config:
+    """Turn nested plain values into a checked `Config`; strings are converted to each field's type.
+
+    Raises:
+        UserError: an unknown name (with the nearest valid one), a wrong type or range, a contradiction.
+    """
+    try:
+        config = _ADAPTER.validate_python(tree)
+    except ValidationError as error:
+        raise UserError(_sentence(error.errors()[0])) from None
+    check(config)
+    return config
+
+
+def _sentence(problem: dict) -> str:
+    """One sentence for one of pydantic's problems."""
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "unexpected_keyword_argument":
+        *parents, name = problem["loc"]
+        owner: Any = Config
+        for parent in parents:
+            owner = {field.name: field.type for field in dataclasses.fields(owner)}[parent]
+        kind = "setting" if parents else "section"
+        return f"there is no {kind} {where!r}{nearest(str(name), [field.name for field in dataclasses.fields(owner)])}"
+    reason = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{where} is {problem['input']!r}: {reason}"
+
+
+def check(config: Config) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        UserError: names the settings, their values and what would be allowed.
+    """
+    model, data, train = config.model, config.data, config.train
+    rules = [
+        (
+            not model.pretrained and model.hidden % model.heads,
+            f"model.heads is {model.heads}, which does not divide model.hidden = {model.hidden}",
+        ),
+        (
+            model.kv_heads and (model.family != "llama" or model.heads % model.kv_heads),
+            f"model.kv_heads is {model.kv_heads}: it needs family 'llama' and must divide model.heads = {model.heads}",
+        ),
+        (
+            model.positions and model.positions < data.sequence_length,
+            f"data.sequence_length is {data.sequence_length}, longer than model.positions = {model.positions}",
+        ),
+        (
+            not model.pretrained and data.task == "masked" and model.family != "bert",
+            f"data.task is 'masked', which needs model.family 'bert', not {model.family!r}",
+        ),
+        (
+            not model.pretrained and data.task == "causal" and model.family == "bert",
+            "data.task is 'causal', which needs model.family 'gpt2' or 'llama', not 'bert'",
+        ),
+        (data.whole_word and data.task != "masked", "data.whole_word needs data.task 'masked'"),
+        (
+            bool(train.steps) == bool(train.epochs),
+            f"give one of train.steps and train.epochs (they are {train.steps} and {train.epochs:g})",
+        ),
+        (
+            config.optimizer.schedule == "wsd" and config.optimizer.warmup + config.optimizer.decay > 1,
+            f"optimizer.warmup + optimizer.decay is {config.optimizer.warmup + config.optimizer.decay:g}; at most 1",
+        ),
+        (config.trace.horovod_timeline and not config.trace.enabled, "trace.horovod_timeline needs trace.enabled"),
+        (
+            train.compile and train.activation_checkpointing,
+            "train.compile and train.activation_checkpointing cannot be used together",
+        ),
+    ]
+    for wrong, sentence in rules:
+        if wrong:
+            raise UserError(sentence)
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """The resolved configuration as nested plain values, ready for JSON and for `resolve`."""
+    return dataclasses.asdict(config)
+
+
+def help_text() -> str:
+    """Every setting with its default and meaning, one per line, by section."""
+    lines = []
+    for section in dataclasses.fields(Config):
+        lines.append(f"\n[{section.name}]")
+        fields = section.type.__pydantic_fields__
+        for name, field in fields.items():
+            allowed = getattr(field.annotation, "__args__", None)
+            choice = f" ({' | '.join(map(str, allowed))})" if allowed else ""
+            lines.append(f"  --{section.name}.{name} {json.dumps(field.default)}{choice}")
+            lines.append(f"      {field.description}")
+    return "\n".join(lines)

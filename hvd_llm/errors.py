@@ -1,0 +1,21 @@
+"""The one exception that stands for a mistake of the user, and the words that mend it."""
+
+import difflib
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: a setting, a file, the environment.
+
+    The message is one sentence that names the setting or file, its value and what is allowed.
+    `hvd_llm.__main__` prints it without a traceback and exits with code 2; anything else that is
+    raised is a fault of ours and keeps its traceback.
+    """
+
+
+def nearest(name: str, allowed) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest of `allowed`, or the list when none is close."""
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; allowed: {', '.join(allowed)}"

@@ -1,0 +1,119 @@
+"""The trace: one append-only file per rank that says what happened and when.
+
+A file is a 4,096-byte header (JSON, padded with spaces, ended by a newline) followed by 32-byte
+records. The header describes the records, so a reader needs nothing from this package; a file cut
+short by a crash loses at most its last, incomplete record and what the current step had buffered.
+The format is documented in docs/run_folder.md; change `SCHEMA` whenever its meaning changes.
+"""
+
+import json
+import os
+import socket
+import struct
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+SCHEMA = "hvd_llm.trace/1"
+HEADER_BYTES = 4096
+
+# One record: start and end on this rank's monotonic clock (ns), an amount whose unit depends on the
+# kind, the optimizer step, the index (micro-batch or bucket, by kind) and the kind.
+RECORD = struct.Struct("<qqqIHH")
+FIELDS = [
+    ["start_ns", "<i8"],
+    ["end_ns", "<i8"],
+    ["amount", "<i8"],
+    ["step", "<u4"],
+    ["index", "<u2"],
+    ["kind", "<u2"],
+]
+
+# name: (number on disk, what `index` counts, what `amount` is)
+KINDS = {
+    "step": (1, None, "target tokens of this rank"),
+    "input": (2, "micro-batch", None),
+    "forward": (3, "micro-batch", None),
+    "backward": (4, "micro-batch", None),
+    "bucket_queue": (5, "bucket", None),  # from the last gradient's arrival to the first request
+    "bucket_exchange": (6, "bucket", "payload bytes"),  # from the first request to the last answer seen
+    "exposed": (7, None, None),  # backward is over, gradients are still on their way
+    "optimizer": (8, None, None),  # scaling, clipping, the update
+    "checkpoint": (9, None, "bytes"),
+    "evaluate": (10, None, "target tokens of this rank"),
+    "clock": (11, None, "ns to add to this rank's clock to get rank 0's; true within half the span"),
+}
+_NUMBERS = {name: number for name, (number, _, _) in KINDS.items()}
+
+now = time.monotonic_ns
+
+
+class Trace:
+    """Writes one rank's records. Values are buffered and reach the file once a step (`flush`)."""
+
+    def __init__(self, path: Path, rank: int, size: int):
+        """Create the file `path` (its folder too).
+
+        Raises:
+            FileExistsError: the file is there already; a trace is never overwritten.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.step = 0
+        self._buffer = bytearray()
+        self._file = open(path, "xb", buffering=0)
+        header = {
+            "schema": SCHEMA,
+            "rank": rank,
+            "size": size,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "monotonic_ns": now(),
+            "unix_ns": time.time_ns(),
+            "record": FIELDS,
+            "kinds": {
+                str(number): {"name": name, "index": index, "amount": amount}
+                for name, (number, index, amount) in KINDS.items()
+            },
+        }
+        text = json.dumps(header).encode()
+        assert len(text) < HEADER_BYTES, "the trace header outgrew its block"
+        self._file.write(text.ljust(HEADER_BYTES - 1) + b"\n")
+
+    def add(self, kind: str, start_ns: int, end_ns: int, index: int = 0, amount: int = 0) -> None:
+        """Record one span of the current step."""
+        self._buffer += RECORD.pack(start_ns, end_ns, amount, self.step, index, _NUMBERS[kind])
+
+    @contextmanager
+    def span(self, kind: str, index: int = 0, amount: int = 0):
+        """Record the body as one span, also when it raises."""
+        start = now()
+        try:
+            yield
+        finally:
+            self.add(kind, start, now(), index, amount)
+
+    def flush(self) -> None:
+        """Hand the buffered records to the operating system, which keeps them if this process dies."""
+        if self._buffer:
+            self._file.write(self._buffer)
+            self._buffer.clear()
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+
+class NoTrace(Trace):
+    """The same calls, nothing written: for `trace.enabled = false`."""
+
+    def __init__(self):
+        self.step = 0
+
+    def add(self, kind, start_ns, end_ns, index=0, amount=0):
+        pass
+
+    def flush(self):
+        pass
+
+    def close(self):
+        pass
