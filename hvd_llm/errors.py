@@ -9,7 +9,14 @@ class UserError(Exception):
     The message is one sentence that names the setting or file, its value and what is allowed.
     `hvd_llm.__main__` prints it without a traceback and exits with code 2; anything else that is
     raised is a fault of ours and keeps its traceback.
+
+    Attributes:
+        shared: every rank raises the same, so that one of them is enough to print it.
     """
+
+    def __init__(self, sentence: str, shared: bool = False):
+        super().__init__(sentence)
+        self.shared = shared
 
 
 def nearest(name: str, allowed) -> str:

@@ -60,7 +60,7 @@ class Trace:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.step = 0
         self._buffer = bytearray()
-        self._file = open(path, "xb", buffering=0)
+        self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - open for the run
         header = {
             "schema": SCHEMA,
             "rank": rank,

@@ -1,0 +1,210 @@
+"""Checkpoints: everything that decides the next step, written so that a crash never leaves half of one.
+
+A checkpoint is a folder `checkpoints/step-00000100` of safetensors and JSON. It is written under another
+name, synced, and renamed when it is whole; its `state.json` holds the SHA-256 of every other file.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hvd_llm.comm import Comm
+from hvd_llm.errors import UserError
+
+SCHEMA = "hvd_llm.checkpoint/1"
+_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds.
+
+    Attributes:
+        progress: step, counters, bucket order, loss scale, best score: plain values. There is no random
+            state and no data position in it: both are pure functions of the seed and the step.
+        model: parameter or buffer name → tensor; tied weights once.
+        optimizer: "slot/parameter name" → tensor.
+        compressor: "owner/slot" → tensor, of this rank alone.
+    """
+
+    progress: dict[str, Any]
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    compressor: dict[str, Tensor]
+
+
+def folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"{_PREFIX}{step:08d}"
+
+
+def steps(run: Path) -> list[int]:
+    """Steps of a run's checkpoints, oldest first. A folder of this name is whole."""
+    return sorted(int(path.name.removeprefix(_PREFIX)) for path in (run / "checkpoints").glob(f"{_PREFIX}*"))
+
+
+def save(run: Path, snapshot: Snapshot, assets: Callable[[Path], None], comm: Comm) -> int:
+    """Write one checkpoint and return its size in bytes (0 on other ranks than 0).
+
+    Collective only if a compressor keeps state: then every rank writes its own.
+
+    Args:
+        assets: writes what the model needs to be rebuilt (its configuration, the tokenizer) into a folder.
+
+    Raises:
+        UserError: the disk is full or not writable; older checkpoints are untouched.
+    """
+    final = folder(run, snapshot.progress["step"])
+    draft = final.with_name(f".writing-{final.name}")
+    with _disk_trouble(final):
+        if comm.rank == 0:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            save_file(snapshot.model, draft / "model.safetensors", {"format": "pt"})
+            save_file(snapshot.optimizer, draft / "optimizer.safetensors")
+            assets(draft)
+        if snapshot.compressor:
+            comm.gather_objects("checkpoint.begin", None)
+            save_file(snapshot.compressor, draft / f"compressor-{comm.rank:05d}.safetensors")
+            comm.gather_objects("checkpoint.end", None)
+        return _seal(draft, final, snapshot.progress) if comm.rank == 0 else 0
+
+
+def _seal(draft: Path, final: Path, progress: dict[str, Any]) -> int:
+    """Make a finished draft durable, then give it its name: the one moment when it becomes a checkpoint."""
+    files = [path for path in sorted(draft.rglob("*")) if path.is_file()]
+    hashes = {str(path.relative_to(draft)): _sha256(path) for path in files}
+    state = draft / "state.json"
+    state.write_text(json.dumps({"schema": SCHEMA, "progress": progress, "sha256": hashes}, indent=1))
+    for path in [*files, state, draft]:
+        _sync(path)
+    if final.exists():  # the same step again, after resuming from an older one
+        shutil.rmtree(final)
+    draft.rename(final)
+    _sync(final.parent)
+    return sum(path.stat().st_size for path in [*(final / name for name in hashes), final / "state.json"])
+
+
+def retain(run: Path, keep: int, always: set[int]) -> None:
+    """Delete all but the newest `keep` checkpoints and those of the steps in `always`."""
+    for step in steps(run)[:-keep]:
+        if step not in always:
+            doomed = folder(run, step)
+            grave = doomed.with_name(f".deleting-{doomed.name}")
+            doomed.rename(grave)  # never half a checkpoint under its own name
+            shutil.rmtree(grave)
+    for leftover in (run / "checkpoints").glob(".*-step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Return the `progress` of a checkpoint folder after comparing every file with its hash.
+
+    Raises:
+        UserError: a file is missing, altered or not ours.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text())
+        if state["schema"] != SCHEMA:
+            raise UserError(f"checkpoint {path} has schema {state['schema']!r}; this version reads {SCHEMA!r}")
+        for name, expected in state["sha256"].items():
+            if ".." in Path(name).parts or _sha256(path / name) != expected:
+                raise UserError(f"checkpoint {path} is damaged: {name} does not match its SHA-256")
+        step = state["progress"]["step"]
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint {path} is incomplete: {Path(error.filename).name} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"checkpoint {path} is damaged: its state.json cannot be read ({error})") from None
+    if folder(path.parents[1], step).name != path.name:
+        raise UserError(f"checkpoint {path} is damaged: it says it is of step {step}")
+    return state["progress"]
+
+
+def load(path: Path, rank: int) -> Snapshot:
+    """Read and verify the checkpoint in `path` as `rank` needs it.
+
+    Raises:
+        UserError: as `verify`.
+    """
+    progress = verify(path)
+    mine = path / f"compressor-{rank:05d}.safetensors"
+    try:
+        return Snapshot(
+            progress=progress,
+            model=load_file(path / "model.safetensors"),
+            optimizer=load_file(path / "optimizer.safetensors"),
+            compressor=load_file(mine) if mine.exists() else {},
+        )
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"checkpoint {path} is damaged: {error}") from None
+
+
+def newest_whole(run: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that verifies, or None if the run has none at all.
+
+    Raises:
+        UserError: there are checkpoints, and every one is damaged.
+    """
+    trouble = None
+    for step in reversed(steps(run)):
+        path = folder(run, step)
+        try:
+            verify(path)
+            return path
+        except UserError as error:
+            trouble = trouble or error
+            warn(f"{error}; trying the one before it")
+    if trouble:
+        raise UserError(f"{trouble}, and no older one is whole")
+    return None
+
+
+def find(run: Path, step: str | int = "latest") -> Path:
+    """The folder of a run's checkpoint: "latest", "best" or a step.
+
+    Raises:
+        UserError: not a run, or no such checkpoint.
+    """
+    if not (run / "run.json").is_file():
+        raise UserError(f"{run} is not a run folder: it has no run.json")
+    have = steps(run)
+    if not have:
+        raise UserError(f"{run} has no checkpoint yet")
+    if step == "latest":
+        return folder(run, have[-1])
+    if step == "best":
+        return folder(run, verify(folder(run, have[-1]))["best_step"] or have[-1])
+    if not str(step).isdigit() or int(step) not in have:
+        raise UserError(f"{run} has no checkpoint {step!r}; there are latest, best, {', '.join(map(str, have))}")
+    return folder(run, int(step))
+
+
+@contextmanager
+def _disk_trouble(final: Path):
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(final.with_name(f".writing-{final.name}"), ignore_errors=True)
+        raise UserError(f"cannot write the checkpoint {final}: {error}") from None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,121 @@
+"""What communication is, whoever carries it: groups of ranks, named asynchronous operations, handles.
+
+Every operation has a name, the same on all ranks of its group, and may be issued in a different order on
+each rank. A name may be in flight once.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hvd_llm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some of the world's ranks, in ascending order. `ranks` is empty for the whole world."""
+
+    name: str
+    ranks: tuple[int, ...] = ()
+
+
+WORLD = Group("world")
+
+
+class Handle(Protocol):
+    """An operation under way."""
+
+    def ready(self) -> bool:
+        """Whether `wait` would return at once."""
+
+    def wait(self) -> Any:
+        """Wait, then return the operation's result. Call it once."""
+
+
+class Comm(ABC):
+    """This rank's end of the communication between all ranks."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    controller: str  # "mpi", "gloo" or "none"
+
+    @abstractmethod
+    def register(self, groups: Sequence[Group]) -> None:
+        """Make groups usable. Collective: every rank passes the same groups in the same order."""
+
+    @abstractmethod
+    def ranks(self, group: Group) -> tuple[int, ...]:
+        """The world ranks of a group, in the order in which its results come."""
+
+    @abstractmethod
+    def sum_async(self, name: str, tensor: Tensor, group: Group = WORLD) -> Handle:
+        """Sum a floating-point or integer tensor over the group, in place; the handle gives `tensor`.
+
+        bfloat16 is summed in float32 and rounded once.
+        """
+
+    @abstractmethod
+    def gather_async(self, name: str, tensor: Tensor, group: Group = WORLD) -> Handle:
+        """Collect every rank's tensor, equal in dtype and shape; the handle gives a list by group rank."""
+
+    @abstractmethod
+    def all_to_all_async(self, name: str, tensors: Sequence[Tensor], group: Group = WORLD) -> Handle:
+        """Send `tensors[i]` (1-D, one dtype, any length) to group rank i; the handle gives what came, by rank."""
+
+    @abstractmethod
+    def broadcast(self, tensors: Mapping[str, Tensor], root: int = 0) -> None:
+        """Overwrite the named tensors with world rank `root`'s."""
+
+    @abstractmethod
+    def start_timeline(self, path: Path) -> None:
+        """Have the carrier record its own timeline, where it has one."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the world; collective when nothing went wrong."""
+
+    def sum(self, name: str, tensor: Tensor, group: Group = WORLD) -> Tensor:
+        return self.sum_async(name, tensor, group).wait()
+
+    def gather_ragged(self, name: str, tensor: Tensor, group: Group = WORLD) -> list[Tensor]:
+        """Collect 1-D tensors whose lengths differ by rank."""
+        lengths = self.gather_async(f"{name}.lengths", torch.tensor([tensor.numel()]), group).wait()
+        longest = max(int(length) for length in lengths)
+        padded = torch.zeros(longest, dtype=tensor.dtype)
+        padded[: tensor.numel()] = tensor
+        parts = self.gather_async(name, padded, group).wait()
+        return [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
+
+    def gather_objects(self, name: str, value: Any) -> list[Any]:
+        """Collect a JSON value from every rank."""
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        return [json.loads(bytes(part.tolist())) for part in self.gather_ragged(name, data)]
+
+    def broadcast_object(self, name: str, value: Any) -> Any:
+        """Rank 0's JSON value, on every rank."""
+        return self.gather_objects(name, value if self.rank == 0 else None)[0]
+
+    @contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """Run the body on all ranks; if it raises UserError on any, raise the first one's on all.
+
+        Without this, one rank with a bad disk would leave the others waiting for it. The body must
+        not communicate.
+        """
+        mine = None
+        try:
+            yield
+        except UserError as error:
+            mine = str(error)
+        for rank, sentence in enumerate(self.gather_objects(f"together.{what}", mine)):
+            if sentence is not None:
+                raise UserError(sentence if rank == 0 else f"rank {rank}: {sentence}", shared=True)

@@ -1,0 +1,44 @@
+"""Join the world that the launcher made, or be a world of one."""
+
+import importlib.util
+import os
+
+from hvd_llm.comm.base import Comm
+from hvd_llm.comm.launcher import Launch
+from hvd_llm.comm.solo import Solo
+from hvd_llm.errors import UserError
+
+
+def connect(cycle_ms: float = 1.0) -> Comm:
+    """Return this process's `Comm`. Collective when a launcher started it.
+
+    Args:
+        cycle_ms: how often Horovod looks for new operations, in milliseconds.
+
+    Raises:
+        UserError: a launcher started several ranks but Horovod is not installed.
+    """
+    launch = Launch.from_environment()
+    if launch.by is None:
+        return Solo()
+    if importlib.util.find_spec("horovod") is None:
+        raise UserError(
+            f"{launch.by} started {launch.size} ranks but Horovod is not installed; run: hvd-llm install-horovod",
+            shared=True,
+        )
+    for name, value in settings(cycle_ms).items():
+        os.environ.setdefault(name, value)  # what the user exported wins
+    from hvd_llm.comm.hvd import HvdComm
+
+    return HvdComm()
+
+
+def settings(cycle_ms: float) -> dict[str, str]:
+    """Environment for Horovod and MPI that suits flat buckets on hosts whose cores all compute."""
+    return {
+        "HOROVOD_CYCLE_TIME": f"{cycle_ms:g}",
+        # Buckets are flat already: packing several into the fusion buffer would only copy them.
+        "HOROVOD_FUSION_THRESHOLD": "0",
+        # A waiting MPI rank gives its core away: with a rank on every core it would slow its neighbour.
+        "OMPI_MCA_mpi_yield_when_idle": "1",
+    }

@@ -1,0 +1,118 @@
+"""Horovod as a `Comm`: named asynchronous operations on process sets."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+from horovod.common.process_sets import ProcessSet
+from torch import Tensor
+
+from hvd_llm.comm.base import WORLD, Comm, Group
+from hvd_llm.comm.solo import Done
+
+# Horovod's own wait spins; its background thread needs that core when there are as many ranks as cores.
+_POLL_S = 50e-6
+_MOST_ELEMENTS = 2**31 - 1  # Horovod keeps counts in a 32-bit int and would silently truncate
+
+
+class HvdHandle:
+    """A Horovod handle and what to do with its raw result."""
+
+    def __init__(self, handle: int, finish: Callable[[Any], Any]):
+        self._handle = handle
+        self._finish = finish
+
+    def ready(self) -> bool:
+        return hvd.poll(self._handle)
+
+    def wait(self) -> Any:
+        while not hvd.poll(self._handle):
+            time.sleep(_POLL_S)
+        return self._finish(hvd.synchronize(self._handle))
+
+
+class HvdComm(Comm):
+    def __init__(self):
+        """Join the world the launcher made. Collective."""
+        hvd.init(process_sets="dynamic")
+        self.rank, self.size = hvd.rank(), hvd.size()
+        self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
+        self.controller = "mpi" if hvd.mpi_enabled() else "gloo"
+        # Without NCCL, Horovod copies CUDA tensors to the host without waiting for them to be computed.
+        self._stage = not hvd.nccl_built()
+        self._sets: dict[tuple[int, ...], ProcessSet] = {}
+
+    def register(self, groups):
+        for group in groups:
+            ranks = self.ranks(group)
+            if 1 < len(ranks) < self.size and ranks not in self._sets:
+                self._sets[ranks] = hvd.add_process_set(list(ranks))
+
+    def ranks(self, group):
+        return group.ranks or tuple(range(self.size))
+
+    def _set(self, group: Group) -> ProcessSet:
+        ranks = self.ranks(group)
+        if len(ranks) == self.size:
+            return hvd.global_process_set
+        assert ranks in self._sets, f"group {group.name!r} was not registered"
+        return self._sets[ranks]
+
+    def _carried(self, tensor: Tensor) -> Tensor:
+        """The tensor as Horovod can move it: on the host if it must be, bfloat16 as int16 bits."""
+        assert tensor.numel() <= _MOST_ELEMENTS, f"{tensor.numel()} elements in one operation"
+        if tensor.is_cuda and self._stage:
+            tensor = tensor.cpu()
+        return tensor.contiguous().view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor.contiguous()
+
+    def sum_async(self, name, tensor, group=WORLD):
+        if len(self.ranks(group)) == 1:
+            return Done(tensor)
+        assert tensor.numel() <= _MOST_ELEMENTS, f"{tensor.numel()} elements in one operation"
+        work = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        if work.is_cuda and self._stage:
+            work = work.cpu()
+        handle = hvd.allreduce_async_(work, name=name, op=hvd.Sum, process_set=self._set(group))
+        return HvdHandle(handle, lambda result: tensor if result is tensor else tensor.copy_(result))
+
+    def gather_async(self, name, tensor, group=WORLD):
+        count = len(self.ranks(group))
+        if count == 1:
+            return Done([tensor])
+        # One leading dimension per rank, so that scalars and any shape come back as they went.
+        handle = hvd.allgather_async(self._carried(tensor).unsqueeze(0), name=name, process_set=self._set(group))
+        return HvdHandle(handle, lambda result: list(result.view(tensor.dtype).to(tensor.device).unbind(0)))
+
+    def all_to_all_async(self, name, tensors, group=WORLD):
+        count = len(self.ranks(group))
+        assert len(tensors) == count, f"{len(tensors)} tensors for a group of {count}"
+        if count == 1:
+            return Done(list(tensors))
+        like = tensors[0]
+        splits = torch.tensor([tensor.numel() for tensor in tensors], dtype=torch.int32)
+        handle = hvd.alltoall_async(
+            self._carried(torch.cat(list(tensors))), splits, name=name, process_set=self._set(group)
+        )
+
+        def finish(result):
+            received, lengths = result
+            return list(received.view(like.dtype).to(like.device).split(lengths.tolist()))
+
+        return HvdHandle(handle, finish)
+
+    def broadcast(self, tensors, root=0):
+        carried = {name: self._carried(tensor.detach()) for name, tensor in tensors.items()}
+        handles = [hvd.broadcast_async_(tensor, root, name=f"broadcast.{name}") for name, tensor in carried.items()]
+        for handle in handles:
+            hvd.synchronize(handle)
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(carried[name].view(tensor.dtype))
+
+    def start_timeline(self, path):
+        hvd.start_timeline(str(path))
+
+    def close(self):
+        hvd.shutdown()

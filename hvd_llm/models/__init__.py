@@ -1,0 +1,31 @@
+"""Models of `transformers`: built from settings or a local folder, their loss, and what they cost.
+
+Nothing here knows how many ranks there are.
+"""
+
+from hvd_llm.models.build import build
+from hvd_llm.models.folder import from_checkpoint
+from hvd_llm.models.loss import loss_sum, predictions
+from hvd_llm.models.structure import (
+    blocks,
+    compile_blocks,
+    decay_groups,
+    enable_activation_checkpointing,
+    flops_per_token,
+)
+from hvd_llm.models.tensors import load_tensors, save_assets, tensors
+
+__all__ = [
+    "blocks",
+    "build",
+    "compile_blocks",
+    "decay_groups",
+    "enable_activation_checkpointing",
+    "flops_per_token",
+    "from_checkpoint",
+    "load_tensors",
+    "loss_sum",
+    "predictions",
+    "save_assets",
+    "tensors",
+]

@@ -1,0 +1,1 @@
+"""The gradient path: flat buckets, the drivers of compressors, when to send."""

@@ -1,0 +1,230 @@
+"""The run folder: run.json says what was run, where, and on what. Schema: docs/run_folder.md."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from hvd_llm import checkpoint, cores, models
+from hvd_llm import config as configuration
+from hvd_llm.comm import Comm
+from hvd_llm.data import Dataset
+from hvd_llm.errors import UserError
+from hvd_llm.state import State
+
+SCHEMA = "hvd_llm.run/1"
+
+# A resume may change how the run is carried out, not what it computes.
+_MAY_CHANGE = {
+    "run.dir",
+    "run.resume",
+    "run.device",
+    "run.threads",
+    "data.path",
+    "train.steps",
+    "train.epochs",
+    "train.micro_batch",
+    "train.activation_checkpointing",
+    "train.compile",
+    "train.log_every",
+    "train.drift_check_every",
+    "reduce.bucket_mb",
+    "reduce.cycle_ms",
+    "model.pretrained",
+}
+_FREE_SECTIONS = {"checkpoint", "evaluate", "trace"}
+
+
+def default(name: str, size: int) -> str:
+    """runs/CONFIG-nRANKS-TIME."""
+    return f"runs/{Path(name).stem}-n{size}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def read(run: Path) -> dict[str, Any]:
+    """Return a run's run.json.
+
+    Raises:
+        UserError: not a run folder, unreadable, or of another schema.
+    """
+    path = run / "run.json"
+    try:
+        record = json.loads(path.read_text())
+        if record["schema"] != SCHEMA:
+            raise UserError(f"{path} has schema {record['schema']!r}; this version reads {SCHEMA!r}")
+    except FileNotFoundError:
+        raise UserError(f"{run} is not a run folder: it has no run.json") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return record
+
+
+def start(run: Path, config: configuration.Config, dataset: Dataset, model: nn.Module) -> Path | None:
+    """Make a new run folder, or return the checkpoint to continue from. Rank 0's task.
+
+    Raises:
+        UserError: the folder holds a run that must not be touched, cannot be written, or differs.
+    """
+    if config.run.resume == "auto" and (run / "run.json").exists():
+        _check_same(read(run), config, dataset.fingerprint)
+        return checkpoint.newest_whole(run, warn=lambda line: print(f"warning: {line}", file=sys.stderr))
+    _check_new(run)
+    record = {
+        "schema": SCHEMA,
+        "kind": "train",
+        "config": configuration.to_dict(config),
+        "versions": versions(),
+        "git": _git(),
+        "model": {
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "flops_per_token": models.flops_per_token(model, config.data.sequence_length),
+        },
+        "data": {
+            "fingerprint": dataset.fingerprint,
+            "path": config.data.path,
+            "kind": dataset.kind,
+            "vocabulary": dataset.vocabulary,
+        },
+        "launches": [],
+    }
+    write(run, record)
+    return None
+
+
+def add_launch(run: Path, about: dict[str, Any]) -> int:
+    """Append this start to run.json; returns its number."""
+    record = read(run)
+    record["launches"].append(about)
+    write(run, record)
+    return len(record["launches"]) - 1
+
+
+def save(run: Path, state: State, tokenizer, policy: configuration.Checkpoint, comm: Comm) -> int:
+    """Write a checkpoint of `state`, delete those that `policy` no longer wants; returns bytes written."""
+    size = checkpoint.save(run, state.snapshot(), lambda path: models.save_assets(state.model, tokenizer, path), comm)
+    if comm.rank == 0:
+        checkpoint.retain(run, policy.keep, {state.progress.best_step} if policy.best else set())
+    return size
+
+
+def load_model(
+    run: Path, step: str | int = "latest"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, configuration.Config]:
+    """Rebuild the model of a checkpoint, in evaluation mode, without the data it was trained on.
+
+    Args:
+        step: "latest", "best" or a number.
+
+    Raises:
+        UserError: not a run folder, no such checkpoint, or a damaged one.
+    """
+    record = read(run)
+    path = checkpoint.find(run, step)
+    checkpoint.verify(path)
+    tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
+    return models.from_checkpoint(path), tokenizer, configuration.resolve(record["config"])
+
+
+def write(run: Path, record: dict[str, Any]) -> None:
+    """Replace run.json atomically."""
+    draft = run / ".run.json.writing"
+    draft.write_text(json.dumps(record, indent=1) + "\n")
+    draft.rename(run / "run.json")
+
+
+def launch(first_step: int, hosts: list[str], controller: str, threads: int, device: torch.device) -> dict[str, Any]:
+    """This start of the run, as one entry of `launches`."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "first_step": first_step,
+        "argv": sys.argv,
+        "size": len(hosts),
+        "controller": controller,
+        "hosts": hosts,
+        "cpu": _cpu(),
+        "cores": cores.usable(),
+        "threads": threads,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "memory_bytes": psutil.virtual_memory().total,
+        "slurm": {name: value for name, value in os.environ.items() if name.startswith("SLURM_JOB")},
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name in ("HOROVOD_CYCLE_TIME", "HOROVOD_FUSION_THRESHOLD", "OMP_NUM_THREADS")
+            or name.startswith(("OMPI_MCA_mpi", "OMPI_MCA_btl", "NCCL_"))
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("hvd_llm", "torch", "horovod", "transformers", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit of the code that runs, if it runs from a checkout."""
+
+    def ask(*words: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _check_new(run: Path) -> None:
+    """Raise UserError if `run` holds a run already or cannot be written."""
+    if (run / "run.json").exists():
+        raise UserError(f"run.dir {str(run)!r} already holds a run; add --resume auto or choose another --run.dir")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        probe = run / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"run.dir {str(run)!r} cannot be written: {error.strerror}") from None
+
+
+def _check_same(record: dict[str, Any], config: configuration.Config, fingerprint: str) -> None:
+    """Refuse to resume a run as something else.
+
+    Raises:
+        UserError: names the first setting (or the data) that differs, with both values.
+    """
+    for section, values in configuration.to_dict(config).items():
+        if section in _FREE_SECTIONS:
+            continue
+        for key, value in values.items():
+            before = record["config"].get(section, {}).get(key, value)
+            if before != value and f"{section}.{key}" not in _MAY_CHANGE:
+                raise UserError(f"cannot resume with {section}.{key} = {value!r}: the run was started with {before!r}")
+    if record["data"]["fingerprint"] != fingerprint:
+        raise UserError(
+            f"cannot resume on other data: data.path {config.data.path!r} has fingerprint {fingerprint[:12]}, "
+            f"the run was started with {record['data']['fingerprint'][:12]}"
+        )

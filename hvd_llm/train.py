@@ -1,0 +1,277 @@
+"""The training loop, readable top to bottom. A world of one or of many is the same path.
+
+`train` sets the scene, `_loop` repeats, `Trainer.step` is one optimizer step. Nothing random is state: the
+order of the data, its masks and dropout are pure functions of (seed, step).
+"""
+
+import math
+import socket
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hvd_llm import device, mesh, models, optimizer, runfolder
+from hvd_llm.comm import Comm
+from hvd_llm.comm.clock import clock_offset
+from hvd_llm.compress import registry
+from hvd_llm.config import Config
+from hvd_llm.data import Batches, Dataset, open_dataset, targets
+from hvd_llm.drift import fingerprint
+from hvd_llm.errors import UserError
+from hvd_llm.evaluate import Score, evaluate
+from hvd_llm.metrics import Metrics, Silence
+from hvd_llm.reduce.buckets import readiness_order
+from hvd_llm.reduce.reducer import Reducer
+from hvd_llm.state import State
+from hvd_llm.trace import NoTrace, Trace, now
+
+MIB = 2**20
+
+
+def train(config: Config, name: str, comm: Comm) -> Path:
+    """Train what `config` says on all ranks of `comm`; return the run folder. Collective.
+
+    Args:
+        name: of the configuration; names the run folder unless `run.dir` does.
+
+    Raises:
+        UserError: the same on every rank.
+    """
+    with comm.together("read the data, build the model"):
+        where = device.choose(config.run.device, comm.local_rank)
+        threads = device.use_threads(config.run.threads, comm.local_size)
+        dataset = open_dataset(config.data.path)
+        training, validation = (batches(config, dataset, split) for split in ("train", "validation"))
+        if comm.size > config.train.global_batch:
+            raise UserError(f"train.global_batch is {config.train.global_batch}, fewer than the {comm.size} ranks")
+        model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(where)
+        compressor = registry.find(config.reduce.compressor)
+
+    run = Path(comm.broadcast_object("run.dir", config.run.dir or runfolder.default(name, comm.size)))
+    resume = None
+    with comm.together("open the run folder"):
+        if comm.rank == 0:
+            resume = runfolder.start(run, config, dataset, model)
+    resume = comm.broadcast_object("resume", resume and str(resume))
+    state = State(config, model)
+    with comm.together("load the checkpoint"):
+        if resume:
+            state.restore(Path(resume), comm.rank)
+    comm.broadcast(models.tensors(model))
+
+    steps = config.train.steps or math.ceil(config.train.epochs * training.steps_per_epoch)
+    hosts = comm.gather_objects("hosts", socket.gethostname())
+    launch, witness = 0, Silence()
+    if comm.rank == 0:
+        about = runfolder.launch(state.progress.step, hosts, comm.controller, threads, where)
+        launch = runfolder.add_launch(run, about)
+        peak = device.peak_flops(where, config.train.precision) * comm.size
+        witness = Metrics(run, state.progress.step, steps, runfolder.read(run)["model"]["flops_per_token"], peak)
+        witness.say(
+            f"{run}: {sum(map(Tensor.numel, model.parameters())):,} parameters, {comm.size} ranks, {steps} steps"
+        )
+    trace = _open_trace(config, run / "trace" / f"launch-{comm.broadcast_object('launch', launch)}", comm)
+    trainer = Trainer(config, comm, state, mesh.build(comm.rank, hosts), training, validation, compressor, steps, trace)
+    try:
+        _loop(trainer, run, witness)
+    finally:
+        trace.close()
+        witness.close()
+    return run
+
+
+def _loop(trainer: "Trainer", run: Path, witness: Metrics) -> None:
+    config, progress = trainer.config, trainer.state.progress
+    while progress.step < trainer.steps:
+        row, tokens = trainer.step()
+        last = progress.step == trainer.steps
+        witness.step(progress.step, last or _due(progress.step, config.train.log_every), row, tokens)
+
+        improved, give_up = False, False
+        if last or _due(progress.step, config.evaluate.every):
+            witness.evaluation(progress.step, trainer.evaluate())
+            improved = progress.best_step == progress.step
+            give_up = 0 < config.evaluate.patience <= progress.evaluations_since_best
+        if last or give_up or _due(progress.step, config.checkpoint.every) or (improved and config.checkpoint.best):
+            trainer.save(run)
+        if _due(progress.step, config.train.drift_check_every):
+            trainer.check_drift()
+
+        trainer.trace.flush()
+        witness.resume_clock()
+        if give_up:
+            witness.say(f"step {progress.step}: no better score in {config.evaluate.patience} evaluations, stopping")
+            return
+
+
+class Trainer:
+    """One rank's part in training: what is done in a step, and between steps."""
+
+    def __init__(self, config, comm, state, ranks, training, validation, compressor, steps, trace):
+        self.config: Config = config
+        self.comm: Comm = comm
+        self.state: State = state
+        self.training: Batches = training
+        self.validation: Batches = validation
+        self.steps: int = steps
+        self.trace: Trace = trace
+        self.device = next(state.model.parameters()).device
+        # Keeps fp16 in range; the exact division, by the number of targets, follows the sum over ranks.
+        self.nominal = training.global_batch * (1 if config.data.task == "classify" else config.data.sequence_length)
+        if config.train.activation_checkpointing:
+            models.enable_activation_checkpointing(state.model)
+        if config.train.compile:
+            models.compile_blocks(state.model)
+        state.model.train()
+        if not state.progress.bucket_order:
+            order = readiness_order(state.parameters, self._rehearse)
+            state.progress.bucket_order = comm.broadcast_object("bucket order", order)
+        self.reducer = Reducer(
+            state.parameters,
+            state.progress.bucket_order,
+            compressor,
+            comm,
+            {"world": ranks.world, "node": ranks.node, "across": ranks.across},
+            config.reduce.bucket_mb * MIB,
+            trace,
+            state.compressor,
+        )
+
+    def step(self) -> tuple[dict, int]:
+        """One optimizer step; returns a row of metrics and the number of targets over all ranks."""
+        config, comm, progress, trace = self.config, self.comm, self.state.progress, self.trace
+        trace.step, began = progress.step, now()
+        self._seed(progress.step)
+        self.reducer.start()
+
+        with trace.span("input"):
+            mine = self.training.micro_batches(progress.step, comm.rank, comm.size, config.train.micro_batch)
+            count = sum(map(targets, mine))
+        loss_total, totals = torch.zeros((), device=self.device), None
+        for index, batch in enumerate(mine):
+            with trace.span("forward", index):
+                loss = self._loss(batch)
+                loss_total += loss.detach()
+            if index == len(mine) - 1:
+                totals = self._share(loss_total, count)
+                self.reducer.last_pass()
+            with trace.span("backward", index):
+                (loss * (self.state.loss_scale.value / self.nominal)).backward()
+        totals = totals or self._share(loss_total, count)  # where no sequence of this batch is ours
+        self.reducer.finish()
+        loss_sum, all_targets = totals.wait().tolist()
+
+        with trace.span("optimizer"):
+            row = self._update(self.nominal / all_targets / self.state.loss_scale.value)
+        progress.step += 1
+        progress.tokens += int(all_targets)
+        trace.add("step", began, now(), amount=count)
+        return row | {"loss": loss_sum / all_targets, "tokens": progress.tokens}, int(all_targets)
+
+    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Cross entropy summed over the targets of one micro-batch."""
+        batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        with self._autocast():
+            return models.loss_sum(self.state.model, batch, self.config.train.label_smoothing)[0]
+
+    def _share(self, loss: Tensor, count: int):
+        """Start summing the loss and the number of targets over all ranks."""
+        return self.comm.sum_async("step.totals", torch.tensor([float(loss), count], dtype=torch.float64))
+
+    def _update(self, factor: float) -> dict:
+        """Multiply the summed gradients by `factor`, clip them, take the optimizer's step.
+
+        A gradient that is not finite is so on every rank, because it was summed; all skip this step.
+        """
+        state, config = self.state, self.config.optimizer
+        lr = optimizer.learning_rate(config, state.progress.step, self.steps)
+        norm = float(self.reducer.norm()) * factor
+        if math.isfinite(norm):
+            if config.clip_norm and norm > config.clip_norm:
+                factor *= config.clip_norm / norm
+            self.reducer.scale(factor)
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr
+            state.optimizer.step()
+        else:
+            state.progress.skipped += 1
+        state.loss_scale.update(math.isfinite(norm))
+        return {"learning_rate": lr, "gradient_norm": norm, "skipped": state.progress.skipped}
+
+    def evaluate(self) -> Score:
+        """Score the validation split."""
+        began, config = now(), self.config
+        task, micro_batch, limit = config.data.task, config.train.micro_batch, config.evaluate.batches
+        with self._autocast():
+            score, count = evaluate(self.state.model, self.validation, task, self.comm, micro_batch, limit)
+        self.state.progress.note(score)
+        self.trace.add("evaluate", began, now(), amount=count)
+        return score
+
+    def save(self, run: Path) -> None:
+        """Write a checkpoint, delete those that are no longer wanted."""
+        began = now()
+        size = runfolder.save(run, self.state, self.training.dataset.tokenizer(), self.config.checkpoint, self.comm)
+        self.trace.add("checkpoint", began, now(), amount=size)
+
+    def check_drift(self) -> None:
+        """Compare a hash of the weights across ranks.
+
+        Raises:
+            UserError: the replicas are no longer the same model.
+        """
+        hashes = self.comm.gather_async("drift", fingerprint(self.state.parameters)).wait()
+        odd = [rank for rank, value in enumerate(hashes) if int(value) != int(hashes[0])]
+        if odd:
+            raise UserError(
+                f"after step {self.state.progress.step} the weights of ranks {odd} differ from rank 0's (bad memory, "
+                "or unlike machines?); continue from the last checkpoint with --resume auto",
+                shared=True,
+            )
+
+    def _rehearse(self) -> None:
+        """A backward pass on the first micro-batch of rank 0, for the order of its gradients."""
+        self._seed(0)
+        batch = self.training.micro_batches(0, 0, self.comm.size, self.config.train.micro_batch)[0]
+        self._loss(batch).backward()
+
+    def _seed(self, step: int) -> None:
+        """Make dropout a pure function of (seed, step, rank)."""
+        torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 65_537 + self.comm.rank)
+
+    def _autocast(self):
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.train.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+
+def batches(config: Config, dataset: Dataset, split: str) -> Batches:
+    """The batches of one split, as `config` wants them; only training data is shuffled."""
+    return Batches(
+        dataset,
+        split,
+        config.data.task,
+        sequence_length=config.data.sequence_length,
+        global_batch=config.train.global_batch,
+        seed=config.run.seed,
+        mask_rate=config.data.mask_rate,
+        whole_word=config.data.whole_word,
+        shuffle=split == "train",
+    )
+
+
+def _open_trace(config: Config, folder: Path, comm: Comm) -> Trace:
+    """This rank's trace, which begins with how far its clock is from rank 0's. Collective."""
+    if not config.trace.enabled:
+        return NoTrace()
+    trace = Trace(folder / f"rank-{comm.rank:05d}.trace", comm.rank, comm.size)
+    if config.trace.horovod_timeline:
+        comm.start_timeline(folder / "horovod_timeline.json")
+    offset, uncertainty = clock_offset(comm)
+    moment = now()
+    trace.add("clock", moment - uncertainty, moment + uncertainty, amount=offset)
+    return trace
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0

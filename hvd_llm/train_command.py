@@ -1,0 +1,55 @@
+"""`hvd-llm train CONFIG [--section.key value …]`."""
+
+import argparse
+
+from hvd_llm import config as configuration
+from hvd_llm.errors import UserError
+from hvd_llm.start import start
+
+# What people type most, without its section.
+_SHORT = {"--resume": "run.resume", "--out": "run.dir", "--seed": "run.seed"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "hvd-llm train CONFIG [--resume auto] [--section.key value …]"
+    parser.add_argument("config", help=f"a TOML file, or one of: {', '.join(configuration.shipped())}")
+    parser.set_defaults(overrides=[])
+    parser.epilog = f"""\
+examples:
+  hvd-llm train gpt-tiny
+  horovodrun -np 2 hvd-llm train gpt-tiny --train.steps 200 --out runs/first
+  horovodrun -np 2 hvd-llm train gpt-tiny --out runs/first --resume auto
+
+settings, their defaults and meaning (a TOML file has one table for each section):
+{configuration.help_text()}"""
+
+
+def overrides(words: list[str]) -> dict[str, str]:
+    """Read `--section.key value` and `--section.key=value` pairs.
+
+    Raises:
+        UserError: a word that is neither, or a setting without a value.
+    """
+    found, rest = {}, list(words)
+    while rest:
+        word, equals, value = rest.pop(0).partition("=")
+        key = _SHORT.get(word, word.removeprefix("--"))
+        if not word.startswith("--") or "." not in key:
+            raise UserError(f"{word!r} is not a setting; settings look like --section.key value")
+        if not equals:
+            if not rest:
+                raise UserError(f"{word} needs a value")
+            value = rest.pop(0)
+        found[key] = value
+    return found
+
+
+def run(args: argparse.Namespace) -> None:
+    config, comm = start(lambda: configuration.load(args.config, overrides(args.overrides)))
+    # Imported once the settings are known to be good: this is where PyTorch and transformers come in.
+    from hvd_llm.train import train
+
+    folder = train(config, args.config, comm)
+    if comm.rank == 0:
+        print(f"The run is in {folder}.")
+    comm.close()

@@ -1,0 +1,14 @@
+"""The same tests at any number of ranks: `pytest tests/parallel` or `horovodrun -np 3 pytest tests/parallel`."""
+
+import pytest
+import torch
+
+from hvd_llm.comm import connect
+
+
+@pytest.fixture(scope="session")
+def comm():
+    torch.set_num_threads(1)
+    comm = connect(cycle_ms=0.2)
+    yield comm
+    comm.close()
