@@ -1,0 +1,95 @@
+"""Killed at any moment, a run continues as if nothing had happened."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from conftest import ENVIRONMENT, launcher, run
+
+from hvd_llm import checkpoint
+from hvd_llm.comm.solo import Solo
+
+STEPS = 40
+
+
+def weights(folder) -> bytes:
+    return (checkpoint.folder(folder, STEPS) / "model.safetensors").read_bytes()
+
+
+def rows(folder) -> list[str]:
+    """Lines of metrics.csv without what time decides."""
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    timed = [lines[0].split(",").index(name) for name in ("time_s", "tokens_per_s", "mfu")]
+    return [",".join(cell for i, cell in enumerate(line.split(",")) if i not in timed) for line in lines]
+
+
+def train_until_killed(command: list, folder, after_rows: int, rng: random.Random) -> bool:
+    """Start training, kill it without warning once metrics.csv has so many rows; False if it ended before."""
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    metrics = folder / "metrics.csv"
+    while process.poll() is None:
+        if metrics.exists() and metrics.read_text().count("\n") > after_rows:
+            time.sleep(rng.uniform(0, 0.05))
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.005)
+    assert process.returncode == 0
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 7), (2, 3)])
+def test_kill_and_resume_gives_the_same_bits(config, folder, ranks, kills):
+    train = [*launcher(ranks), "hvd-llm", "train", str(config), "--run.threads", "1"]
+    whole = run(*train, "--out", folder / "whole")
+    assert whole.returncode == 0, whole.stderr
+
+    rng = random.Random(ranks)
+    command = [*train, "--resume", "auto", "--out", str(folder / "killed")]
+    moments = sorted(rng.sample(range(2, STEPS), kills))
+    assert all(train_until_killed(command, folder / "killed", moment, rng) for moment in moments)
+    assert not train_until_killed(command, folder / "killed", 10 * STEPS, rng)
+
+    assert weights(folder / "killed") == weights(folder / "whole")
+    assert rows(folder / "killed") == rows(folder / "whole")
+
+
+def write_forever(folder, first: int):
+    """A child process: one checkpoint after the other, as fast as it can."""
+    for step in range(first, 10**6):
+        tensors = {f"weight{i}": torch.full((50, 1000), float(step)) for i in range(5)}
+        snapshot = checkpoint.Snapshot({"step": step, "best_step": 0}, tensors, tensors, {})
+        checkpoint.save(folder, snapshot, lambda path: None, Solo())
+        checkpoint.retain(folder, keep=2, always=set())
+
+
+def test_killed_while_writing_there_is_always_a_loadable_checkpoint(folder):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hvd_llm.checkpoint"])
+    rng = random.Random(0)
+    newest, unfinished = 0, 0
+    for _ in range(20):
+        child = context.Process(target=write_forever, args=(folder, newest + 1))
+        child.start()
+        while not any(step > newest for step in checkpoint.steps(folder)):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        unfinished += any((folder / "checkpoints").glob(".writing-*"))
+        warnings = []
+        path = checkpoint.newest_whole(folder, warnings.append)
+        assert not warnings
+        snapshot = checkpoint.load(path, rank=0)
+        assert snapshot.progress["step"] > newest
+        newest = snapshot.progress["step"]
+        assert all(tensor.eq(newest).all() for tensor in snapshot.model.values())
+    assert unfinished > 0, "no kill came while a checkpoint was being written: the test proves nothing"

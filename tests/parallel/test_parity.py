@@ -1,0 +1,133 @@
+"""Training on N ranks is training on one: same global batch, same weights.
+
+SGD with momentum, because Adam hides a wrong scale; no dropout, because its draws differ by rank. The global
+batch of 6 gives unequal shares at 4 ranks, masked targets differ in number from rank to rank anyway.
+"""
+
+import pytest
+import torch
+from small_corpus import make, paragraphs, sentences
+
+from hvd_llm import config, mesh, models
+from hvd_llm.comm.solo import Solo
+from hvd_llm.compress import registry
+from hvd_llm.data import open_dataset
+from hvd_llm.errors import UserError
+from hvd_llm.state import State
+from hvd_llm.trace import NoTrace
+from hvd_llm.train import Trainer, batches
+
+STEPS = 20
+FAMILY = {"causal": "gpt2", "masked": "bert", "classify": "bert"}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Each rank prepares its own copy: the same bytes."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "text.txt").write_text("\n\n".join(paragraphs(20)))
+    rows = [f"{text}\t{'long' if len(text) > 60 else 'short'}" for text in sentences(300, 5)]
+    (folder / "rows.tsv").write_text("\n".join(rows))
+    made = {"causal": ("text", "bpe"), "masked": ("text", "wordpiece"), "classify": ("classify", "wordpiece")}
+    for task, (kind, tokenizer) in made.items():
+        source = folder / ("rows.tsv" if kind == "classify" else "text.txt")
+        make(folder / task, source, kind=kind, tokenizer=tokenizer, vocabulary=300, validation=0.1)
+    return folder
+
+
+def settings(folders, task: str, **changes):
+    tree = {
+        "data": {"path": str(folders / task), "task": task, "sequence_length": 16},
+        "model": {"family": FAMILY[task], "layers": 2, "hidden": 32, "heads": 2},
+        "train": {"steps": STEPS, "global_batch": 6, "micro_batch": 1, "label_smoothing": 0.1},
+        "optimizer": {"name": "sgd", "lr": 0.1, "clip_norm": 0.5},
+        "reduce": {"bucket_mb": 0.01},
+    }
+    for section, values in changes.items():
+        tree[section] = tree.get(section, {}) | values
+    return config.resolve(tree)
+
+
+def trainer(comm, config, dtype=torch.float32):
+    dataset = open_dataset(config.data.path)
+    model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(dtype)
+    ranks = mesh.build(comm.rank, ["host"] * comm.size)
+    training, validation = (batches(config, dataset, split) for split in ("train", "validation"))
+    none = registry.find("none")
+    return Trainer(config, comm, State(config, model), ranks, training, validation, none, STEPS, NoTrace())
+
+
+@torch.no_grad()
+def distance(ours, theirs) -> float:
+    """Largest relative difference of a parameter, in root mean square.
+
+    Relative to 0.01 at least: a key's bias moves every score alike, so it starts at 0 and gets rounding alone.
+    """
+    theirs = dict(theirs.named_parameters())
+    return max(
+        float(rms(parameter - theirs[name]) / rms(theirs[name]).clamp(min=0.01))
+        for name, parameter in ours.named_parameters()
+    )
+
+
+def rms(tensor):
+    return tensor.square().mean().sqrt()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("task", ["causal", "masked", "classify"])
+def test_n_ranks_equal_one(comm, folders, task, dtype, tolerance):
+    together = trainer(comm, settings(folders, task), dtype)
+    alone = trainer(Solo(), settings(folders, task, train={"micro_batch": 6}), dtype)
+    assert len(together.reducer.buckets) > 3
+    for _ in range(STEPS):
+        row, tokens = together.step()
+        expected_row, expected_tokens = alone.step()
+        assert tokens == expected_tokens
+        assert row["loss"] == pytest.approx(expected_row["loss"], rel=1e-5)
+        assert row["gradient_norm"] == pytest.approx(expected_row["gradient_norm"], rel=1e-4)
+    assert distance(together.state.model, alone.state.model) < tolerance
+    together.check_drift()
+    score, expected_score = together.evaluate(), alone.evaluate()
+    assert score.loss == pytest.approx(expected_score.loss, rel=1e-6)
+    assert score.measures == pytest.approx(expected_score.measures, rel=1e-6)
+
+
+def test_more_ranks_than_sequences_in_the_last_batch(comm, folders):
+    """An epoch's last batch may leave a rank with nothing to do; it still takes part."""
+    config = settings(folders, "classify", train={"steps": STEPS, "global_batch": 89})
+    together, alone = (trainer(who, config, torch.float64) for who in (comm, Solo()))
+    assert together.training.samples % 89 < 4, "the last batch should be smaller than four ranks"
+    for _ in range(together.training.steps_per_epoch + 1):
+        together.step()
+        alone.step()
+    assert distance(together.state.model, alone.state.model) < 1e-13
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step_on_all_ranks(comm, folders):
+    config = settings(folders, "causal")
+    together = trainer(comm, config)
+    together.step()
+    before = {name: p.clone() for name, p in together.state.parameters.items()}
+    poison = next(iter(together.state.parameters.values()))
+    culprit = comm.rank == comm.size - 1
+    hook = poison.register_hook(lambda gradient: gradient * float("inf") if culprit else gradient)
+    row, _ = together.step()
+    hook.remove()
+    assert row["skipped"] == 1
+    assert all(torch.equal(p, before[name]) for name, p in together.state.parameters.items())
+    row, _ = together.step()
+    assert row["skipped"] == 1
+    assert not torch.equal(poison, before[next(iter(before))])
+
+
+def test_drift_is_found(comm, folders):
+    if comm.size == 1:
+        pytest.skip("one replica cannot differ from itself")
+    together = trainer(comm, settings(folders, "causal"))
+    together.check_drift()
+    if comm.rank == 1:
+        with torch.no_grad():
+            next(iter(together.state.parameters.values()))[0, 0] += 1e-6
+    with pytest.raises(UserError, match=r"ranks \[1\] differ"):
+        together.check_drift()
