@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 
-from hvd_llm.comm.launcher import Launch
 from hvd_llm.errors import UserError, nearest
+from hvd_llm.launcher import Launch
 
 # command: (module that has add_arguments and run, what it does)
 COMMANDS = {

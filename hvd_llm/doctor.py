@@ -78,9 +78,10 @@ def examine(timeout_s: float) -> Iterator[Finding]:
 
 def _versions() -> Iterator[Finding]:
     yield Finding("versions", "python", OK, f"{platform.python_version()} ({sys.prefix})")
+    versions = {"torch": horovod_plan.installed_torch()[0]}
     for package in ("hvd_llm", "torch", "transformers"):
         try:
-            yield Finding("versions", package, OK, metadata.version(package))
+            yield Finding("versions", package, OK, versions.get(package) or metadata.version(package))
         except metadata.PackageNotFoundError:
             yield Finding("versions", package, BROKEN, "not installed", "in the source folder: pip install -e .")
     environment = selftest.local_environment(os.environ)
@@ -112,7 +113,7 @@ def _horovod(timeout_s: float) -> Iterator[Finding]:
         yield Finding("horovod", "horovod", BROKEN, f"{version} does not load: {failure}", _REBUILD)
         return
     yield Finding("horovod", "horovod", OK, version)
-    same = built.torch == metadata.version("torch")
+    same = built.torch == horovod_plan.installed_torch()[0]
     yield Finding("horovod", "built for", OK if same else BROKEN, f"torch {built.torch}", "" if same else _REBUILD)
     both = set(built.controllers) == set(selftest.CONTROLLERS)
     names = ", ".join(built.controllers) or "none"

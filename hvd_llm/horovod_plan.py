@@ -168,7 +168,7 @@ def look(environ: Mapping[str, str]) -> Machine:
     path = environ.get("PATH", os.defpath)
     compiler = shutil.which(environ.get("CXX") or "g++", path=path)
     own_bin = Path(sys.prefix) / "bin"
-    torch_version, torch_cuda, torch_folder = _torch()
+    torch_version, torch_cuda, torch_folder = installed_torch()
     cmake = shutil.which("cmake", path=os.pathsep.join([path, str(own_bin)]))
     cuda_home = _cuda_home(environ, path)
     header, library = _nccl(environ, cuda_home)
@@ -196,8 +196,11 @@ def _compiles(compiler: str, standard: int) -> bool:
     return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
 
 
-def _torch() -> tuple[str | None, str | None, Path | None]:
-    """Version of torch, of its CUDA, and its folder, read without importing all of it."""
+def installed_torch() -> tuple[str | None, str | None, Path | None]:
+    """Version of torch, of its CUDA, and its folder, read without importing all of it; None if there is none.
+
+    The version may say more than the package's ("2.13.0+cu130" in the package torch 2.13.0).
+    """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None, None, None

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
         print("The installed Horovod does all of this and works: nothing to build.")
         return
     print(f"Building it: {trouble or '--force was given'}.", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files go
     build(plan)
     trouble = whats_wrong(plan)
     if trouble:
@@ -102,10 +104,13 @@ def build(plan: Plan) -> None:
         command += ["--no-cache-dir", "--no-binary", "horovod", "--force-reinstall", f"horovod=={horovod_plan.VERSION}"]
         path = os.pathsep.join([str(plan.mpi), str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)])
         environment = os.environ | plan.environment | {"CXX": str(wrapper), "PATH": path}
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             _watch(process, log)
-        except KeyboardInterrupt:  # the terminal interrupted the build too
+        except BaseException:
+            os.killpg(process.pid, signal.SIGINT)  # pip cleans up after this one, and its compilers stop
             process.wait()
             log.unlink()
             raise
@@ -137,8 +142,11 @@ def _clock(seconds: float) -> str:
 def _errors(log: Path) -> str:
     """The lines of a build log that say what failed, or its last ones."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    telling = [line for line in lines if re.search(r"\berror:|CMake Error|\bERROR:|No space left|Killed", line)]
-    return "\n".join(f"  {line.strip()}" for line in (telling[:6] or lines[-10:]))
+    for telling in (r": (fatal )?error: |CMake Error|No space left|Killed", r"^ERROR: ", r""):
+        found = [line.strip() for line in lines if re.search(telling, line)]
+        if found:
+            break
+    return "\n".join(f"  {line}" for line in (found[:6] if telling else found[-10:]))
 
 
 def _linkable(library: Path) -> None:

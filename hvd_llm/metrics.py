@@ -103,7 +103,7 @@ class Metrics:
         self._tokens_since = 0
 
     def step(self, step: int, log: bool, row: dict, tokens: int) -> None:
-        """Take note of a finished step (counted from 1) that trained on `tokens` target tokens."""
+        """Take note of a finished step (counted from 1) that trained on `tokens` input tokens."""
         self._tokens_since += tokens
         if not log:
             return

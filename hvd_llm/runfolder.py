@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def start(run: Path, config: configuration.Config, dataset: Dataset, model: nn.M
         "git": _git(),
         "model": {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "flops_per_token": models.flops_per_token(model, config.data.sequence_length),
+            "flops_per_token": models.flops_per_token(model, config.data.sequence_length, _head_share(config)),
         },
         "data": {
             "fingerprint": dataset.fingerprint,
@@ -101,10 +102,11 @@ def start(run: Path, config: configuration.Config, dataset: Dataset, model: nn.M
     return None
 
 
-def add_launch(run: Path, about: dict[str, Any]) -> int:
-    """Append this start to run.json; returns its number."""
+def add_launch(run: Path, about: dict[str, Any], config: configuration.Config) -> int:
+    """Append this start to run.json, with the settings in which it differs from the first; returns its number."""
     record = read(run)
-    record["launches"].append(about)
+    changed = dict(_differences(record, config))
+    record["launches"].append(about | {"changed": {key: now for key, (_, now) in changed.items()}})
     write(run, record)
     return len(record["launches"]) - 1
 
@@ -216,15 +218,26 @@ def _check_same(record: dict[str, Any], config: configuration.Config, fingerprin
     Raises:
         UserError: names the first setting (or the data) that differs, with both values.
     """
-    for section, values in configuration.to_dict(config).items():
-        if section in _FREE_SECTIONS:
-            continue
-        for key, value in values.items():
-            before = record["config"].get(section, {}).get(key, value)
-            if before != value and f"{section}.{key}" not in _MAY_CHANGE:
-                raise UserError(f"cannot resume with {section}.{key} = {value!r}: the run was started with {before!r}")
+    for key, (before, value) in _differences(record, config):
+        if key not in _MAY_CHANGE and key.partition(".")[0] not in _FREE_SECTIONS:
+            raise UserError(f"cannot resume with {key} = {value!r}: the run was started with {before!r}")
     if record["data"]["fingerprint"] != fingerprint:
         raise UserError(
             f"cannot resume on other data: data.path {config.data.path!r} has fingerprint {fingerprint[:12]}, "
             f"the run was started with {record['data']['fingerprint'][:12]}"
         )
+
+
+def _differences(record: dict[str, Any], config: configuration.Config) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """("section.key", (value in run.json, value in `config`)) of the settings that differ."""
+    for section, values in configuration.to_dict(config).items():
+        for key, value in values.items():
+            before = record["config"].get(section, {}).get(key, value)
+            if before != value:
+                yield f"{section}.{key}", (before, value)
+
+
+def _head_share(config: configuration.Config) -> float:
+    """Share of the positions at which the output layer is computed."""
+    shares = {"masked": config.data.mask_rate, "classify": 1 / config.data.sequence_length}
+    return shares.get(config.data.task, 1.0)

@@ -1,10 +1,16 @@
 """How a command that runs on many ranks begins: read the settings, join the world, agree on what is wrong."""
 
-from collections.abc import Callable
+from __future__ import annotations
 
-from hvd_llm.comm import Comm, connect
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from hvd_llm.config import Config
 from hvd_llm.errors import UserError
+from hvd_llm.launcher import Launch
+
+if TYPE_CHECKING:
+    from hvd_llm.comm import Comm
 
 
 def start(read: Callable[[], Config]) -> tuple[Config, Comm]:
@@ -18,7 +24,11 @@ def start(read: Callable[[], Config]) -> tuple[Config, Comm]:
     try:
         config, trouble = read(), None
     except UserError as error:
+        if Launch.from_environment().by is None:
+            raise
         config, trouble = Config(), error
+    from hvd_llm.comm import connect  # PyTorch and Horovod: not needed to say that a setting is wrong
+
     comm = connect(config.reduce.cycle_ms)
     with comm.together("read the settings"):
         if trouble:

@@ -16,7 +16,7 @@ class Progress:
     """Everything besides tensors that changes from step to step."""
 
     step: int = 0  # steps done
-    tokens: int = 0  # targets trained on, all ranks
+    tokens: int = 0  # input tokens trained on, all ranks
     skipped: int = 0  # steps left out for a non-finite gradient
     best_step: int = 0
     best_goodness: float | None = None

@@ -31,7 +31,7 @@ FIELDS = [
 
 # name: (number on disk, what `index` counts, what `amount` is)
 KINDS = {
-    "step": (1, None, "target tokens of this rank"),
+    "step": (1, None, "input tokens of this rank"),
     "input": (2, "micro-batch", None),
     "forward": (3, "micro-batch", None),
     "backward": (4, "micro-batch", None),

@@ -16,7 +16,7 @@ from hvd_llm.comm import Comm
 from hvd_llm.comm.clock import clock_offset
 from hvd_llm.compress import registry
 from hvd_llm.config import Config
-from hvd_llm.data import Batches, Dataset, open_dataset, targets
+from hvd_llm.data import Batches, Dataset, open_dataset, targets, tokens
 from hvd_llm.drift import fingerprint
 from hvd_llm.errors import UserError
 from hvd_llm.evaluate import Score, evaluate
@@ -65,7 +65,7 @@ def train(config: Config, name: str, comm: Comm) -> Path:
     launch, witness = 0, Silence()
     if comm.rank == 0:
         about = runfolder.launch(state.progress.step, hosts, comm.controller, threads, where)
-        launch = runfolder.add_launch(run, about)
+        launch = runfolder.add_launch(run, about, config)
         peak = device.peak_flops(where, config.train.precision) * comm.size
         witness = Metrics(run, state.progress.step, steps, runfolder.read(run)["model"]["flops_per_token"], peak)
         witness.say(
@@ -84,9 +84,9 @@ def train(config: Config, name: str, comm: Comm) -> Path:
 def _loop(trainer: "Trainer", run: Path, witness: Metrics) -> None:
     config, progress = trainer.config, trainer.state.progress
     while progress.step < trainer.steps:
-        row, tokens = trainer.step()
+        row, count = trainer.step()
         last = progress.step == trainer.steps
-        witness.step(progress.step, last or _due(progress.step, config.train.log_every), row, tokens)
+        witness.step(progress.step, last or _due(progress.step, config.train.log_every), row, count)
 
         improved, give_up = False, False
         if last or _due(progress.step, config.evaluate.every):
@@ -139,7 +139,7 @@ class Trainer:
         )
 
     def step(self) -> tuple[dict, int]:
-        """One optimizer step; returns a row of metrics and the number of targets over all ranks."""
+        """One optimizer step; returns a row of metrics and the number of input tokens, both over all ranks."""
         config, comm, progress, trace = self.config, self.comm, self.state.progress, self.trace
         trace.step, began = progress.step, now()
         self._seed(progress.step)
@@ -147,27 +147,27 @@ class Trainer:
 
         with trace.span("input"):
             mine = self.training.micro_batches(progress.step, comm.rank, comm.size, config.train.micro_batch)
-            count = sum(map(targets, mine))
+            counts = sum(map(targets, mine)), sum(map(tokens, mine))
         loss_total, totals = torch.zeros((), device=self.device), None
         for index, batch in enumerate(mine):
             with trace.span("forward", index):
                 loss = self._loss(batch)
                 loss_total += loss.detach()
             if index == len(mine) - 1:
-                totals = self._share(loss_total, count)
+                totals = self._share(loss_total, *counts)
                 self.reducer.last_pass()
             with trace.span("backward", index):
                 (loss * (self.state.loss_scale.value / self.nominal)).backward()
-        totals = totals or self._share(loss_total, count)  # where no sequence of this batch is ours
+        totals = totals or self._share(loss_total, *counts)  # where no sequence of this batch is ours
         self.reducer.finish()
-        loss_sum, all_targets = totals.wait().tolist()
+        loss_sum, all_targets, all_tokens = totals.wait().tolist()
 
         with trace.span("optimizer"):
             row = self._update(self.nominal / all_targets / self.state.loss_scale.value)
         progress.step += 1
-        progress.tokens += int(all_targets)
-        trace.add("step", began, now(), amount=count)
-        return row | {"loss": loss_sum / all_targets, "tokens": progress.tokens}, int(all_targets)
+        progress.tokens += int(all_tokens)
+        trace.add("step", began, now(), amount=counts[1])
+        return row | {"loss": loss_sum / all_targets, "tokens": progress.tokens}, int(all_tokens)
 
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Cross entropy summed over the targets of one micro-batch."""
@@ -175,9 +175,9 @@ class Trainer:
         with self._autocast():
             return models.loss_sum(self.state.model, batch, self.config.train.label_smoothing)[0]
 
-    def _share(self, loss: Tensor, count: int):
-        """Start summing the loss and the number of targets over all ranks."""
-        return self.comm.sum_async("step.totals", torch.tensor([float(loss), count], dtype=torch.float64))
+    def _share(self, loss: Tensor, *counts: int):
+        """Start summing the loss, the number of targets and of tokens over all ranks."""
+        return self.comm.sum_async("step.totals", torch.tensor([float(loss), *counts], dtype=torch.float64))
 
     def _update(self, factor: float) -> dict:
         """Multiply the summed gradients by `factor`, clip them, take the optimizer's step.

@@ -32,10 +32,11 @@ def overrides(words: list[str]) -> dict[str, str]:
     """
     found, rest = {}, list(words)
     while rest:
-        word, equals, value = rest.pop(0).partition("=")
+        given = rest.pop(0)
+        word, equals, value = given.partition("=")
         key = _SHORT.get(word, word.removeprefix("--"))
         if not word.startswith("--") or "." not in key:
-            raise UserError(f"{word!r} is not a setting; settings look like --section.key value")
+            raise UserError(f"{given!r} is not a setting; settings look like --section.key value")
         if not equals:
             if not rest:
                 raise UserError(f"{word} needs a value")

@@ -4,9 +4,9 @@ import importlib.util
 import os
 
 from hvd_llm.comm.base import Comm
-from hvd_llm.comm.launcher import Launch
 from hvd_llm.comm.solo import Solo
 from hvd_llm.errors import UserError
+from hvd_llm.launcher import Launch
 
 
 def connect(cycle_ms: float = 1.0) -> Comm:

@@ -114,6 +114,12 @@ class Batches:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def tokens(batch: dict) -> int:
+    """Number of input tokens, without padding: what throughput counts."""
+    mask = batch.get("attention_mask")
+    return batch["input_ids"].numel() if mask is None else int(mask.sum())
+
+
 def targets(batch: dict) -> int:
     """Number of targets that the loss of a batch is averaged over.
 

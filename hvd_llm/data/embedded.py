@@ -65,10 +65,10 @@ def _pieces(source: str) -> Iterator[tuple[str, str]]:
         if match["comments"]:
             text = "\n".join(line.strip().lstrip("#").strip() for line in match[0].splitlines())
             label = "comment"
-        elif match["long"] and _is_docstring([*code, source[end : match.start()]]):
-            text, label = match[0].lstrip("rRbBuUfF").strip("\"'").strip(), "docstring"
         elif match["comment"]:
             text, label = "", "comment"  # at the end of a line: too short to learn from
+        elif _is_docstring([*code, source[end : match.start()]], source[match.end() : match.end() + 80]):
+            text, label = match[0].lstrip("rRbBuUfF").strip("\"'").strip(), "docstring"
         else:
             continue
         code.append(source[end : match.start()])
@@ -80,8 +80,10 @@ def _pieces(source: str) -> Iterator[tuple[str, str]]:
         yield "code", _BLANK_LINES.sub("\n", definition).strip("\n")
 
 
-def _is_docstring(before: list[str]) -> bool:
-    """Whether a string is a statement of its own at the start of a file or of a block, given the code before it."""
+def _is_docstring(before: list[str], after: str) -> bool:
+    """Whether a string is a statement of its own at the start of a file or of a block, given the code around it."""
     line = before[-1].rstrip(" \t")
+    if (line and not line.endswith("\n")) or after.lstrip(" \t")[:1] not in ("", "\n", "#"):
+        return False
     last = next((code.rstrip() for code in reversed(before) if code.strip()), "")
-    return (not line or line.endswith("\n")) and (not last or last.endswith(":"))
+    return not last or last.endswith(":")

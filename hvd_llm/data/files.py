@@ -13,9 +13,12 @@ LOCK = ".lock"
 
 
 @contextmanager
-def whole_file(path: Path):
-    """Open `path` for writing bytes; it appears, complete and on disk, when the body ends."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+def whole_file(path: Path, work: Path):
+    """Open `path` for writing bytes; it appears, complete and on disk, when the body ends.
+
+    Until then it lies in `work`, a folder on the same disk, which goes in the end, with whatever a killed process left.
+    """
+    draft = work / f".{path.name}.{os.getpid()}"
     try:
         with open(draft, "wb") as file:
             yield file
@@ -26,11 +29,11 @@ def whole_file(path: Path):
         draft.unlink(missing_ok=True)
 
 
-def whole_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make the folder `path` with what `fill` puts into it, unless it is there already. No folders inside."""
+def whole_folder(path: Path, work: Path, fill: Callable[[Path], None]) -> None:
+    """Make the folder `path` with the files that `fill` puts into it, by way of `work`, unless it is there already."""
     if path.exists():
         return
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = work / f".{path.name}.{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:

@@ -43,7 +43,7 @@ def prepare(plan: Plan, out: Path, workers: int) -> index.Index:
     with only_one(out), Workers(workers) as pool:
         _continue_or_restart(plan, out, work)
         result = _Pipeline(plan, out, work, pool).run()
-        with whole_file(out / "index.json") as file:
+        with whole_file(out / "index.json", work) as file:
             file.write(index.to_json(result).encode())
     shutil.rmtree(work)
     return result
@@ -58,7 +58,7 @@ def _continue_or_restart(plan: Plan, out: Path, work: Path) -> None:
         return
     clear(out)
     work.mkdir()
-    with whole_file(path) as file:
+    with whole_file(path, work) as file:
         file.write(mark.encode())
 
 
@@ -84,7 +84,7 @@ class _Pipeline:
         dtype = "uint16" if about["vocabulary"] <= 2**16 else "uint32"
         self._tokenize(texts, kept, labels, about["special"]["end"], dtype)
         splits = self._write_shards(digests, split_of, kept)
-        whole_folder(self.out / "tokenizer", lambda folder: _copy(self.work / "tokenizer", folder))
+        whole_folder(self.out / "tokenizer", self.work, lambda folder: _copy(self.work / "tokenizer", folder))
         return index.build(
             kind=self.settings.kind,
             version=version("hvd_llm"),
@@ -154,7 +154,7 @@ class _Pipeline:
             sample = (texts[part].text(document) for part, document in zip(part_of, number, strict=True))
             return tokenizer.save(tokenizer.train(s.tokenizer, sample, s.vocabulary, s.lowercase), s.tokenizer, folder)
 
-        whole_folder(self.work / "tokenizer", fill)
+        whole_folder(self.work / "tokenizer", self.work, fill)
 
     def _tokenize(self, texts, kept, labels, end: int, dtype: str) -> None:
         kept_by_part = np.split(kept, np.cumsum([len(part) for part in texts])[:-1])

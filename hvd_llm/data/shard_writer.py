@@ -28,19 +28,21 @@ def write_shard(out: Path, work: Path, name: str, part_of: np.ndarray, inside: n
     spans = [(part, int(part.starts[number]), int(part.starts[number + 1])) for part, number in documents]
     starts = np.cumsum([0] + [stop - start for _, start, stop in spans], dtype=OFFSET_TYPE)
     files = {
-        "tokens": _write(out / f"{name}.tokens", (_bytes(part.tokens, start, stop) for part, start, stop in spans)),
-        "offsets": _write(out / f"{name}.offsets", [starts.tobytes()]),
+        "tokens": _write(
+            out / f"{name}.tokens", work, (_bytes(part.tokens, start, stop) for part, start, stop in spans)
+        ),
+        "offsets": _write(out / f"{name}.offsets", work, [starts.tobytes()]),
     }
     labels = documents[0][0].labels
     if labels is not None and labels.dtype == LABEL_TYPES["tag"]:
         files["labels"] = _write(
-            out / f"{name}.labels", (_bytes(part.labels, start, stop) for part, start, stop in spans)
+            out / f"{name}.labels", work, (_bytes(part.labels, start, stop) for part, start, stop in spans)
         )
     elif labels is not None:
         values = np.array([part.labels[number] for part, number in documents], LABEL_TYPES["classify"])
-        files["labels"] = _write(out / f"{name}.labels", [values.tobytes()])
+        files["labels"] = _write(out / f"{name}.labels", work, [values.tobytes()])
     entry = {"name": name, "documents": len(documents), "tokens": int(starts[-1]), "files": files}
-    with whole_file(record) as file:
+    with whole_file(record, work) as file:
         file.write(json.dumps(entry).encode())
     return entry
 
@@ -49,10 +51,10 @@ def _bytes(values: np.ndarray, start: int, stop: int) -> bytes:
     return values[start:stop].astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def _write(path: Path, chunks) -> str:
+def _write(path: Path, work: Path, chunks) -> str:
     """Write the chunks to `path` and return their SHA-256."""
     sha256 = hashlib.sha256()
-    with whole_file(path) as file:
+    with whole_file(path, work) as file:
         for chunk in chunks:
             file.write(chunk)
             sha256.update(chunk)

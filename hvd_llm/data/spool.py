@@ -73,7 +73,7 @@ def write_texts(folder: Path, pieces: list[Piece], fields: Fields, whitespace: s
             np.save(draft / "signatures.npy", dedup.signatures(joined, starts))
         (draft / "notes.json").write_text(json.dumps({"labels": labels, "removed": removed}))
 
-    whole_folder(folder, fill)
+    whole_folder(folder, folder.parent, fill)
 
 
 class Tokens:
@@ -132,7 +132,7 @@ def write_tokens(
         elif kind == "classify":
             np.save(draft / "labels.npy", np.array([number[part.labels[document]] for document in kept], np.int32))
 
-    whole_folder(folder, fill)
+    whole_folder(folder, folder.parent, fill)
 
 
 def _words(text: str, spaced: bool) -> list[str]:

@@ -66,7 +66,7 @@ def _fresh(config: Config, vocabulary: int, settings: dict) -> PreTrainedModel:
         "max_position_embeddings": model.positions or config.data.sequence_length,
         **_feed_forward(model),
         **dropout_settings(model.family, model.dropout),
-        # At least as fast as "eager" on CPU for all three families, and memory linear in the sequence.
+        # On CPU as fast as "eager" (from 5 % slower to 17 % faster); without dropout it never stores T x T weights.
         "attn_implementation": "sdpa",
     }
     return CLASSES[model.family][task](CONFIGS[model.family](**architecture, **settings))
@@ -75,7 +75,7 @@ def _fresh(config: Config, vocabulary: int, settings: dict) -> PreTrainedModel:
 def _feed_forward(model: Model) -> dict:
     """What the families' configurations name differently."""
     if model.family == "gpt2":
-        # The same function as GPT-2's "gelu_new", in one kernel instead of eight.
+        # The same function as GPT-2's "gelu_new", in one fused kernel.
         return {"n_inner": model.intermediate or 4 * model.hidden, "activation_function": "gelu_pytorch_tanh"}
     if model.family == "bert":
         return {"intermediate_size": model.intermediate or 4 * model.hidden}

@@ -1,0 +1,227 @@
+"""The figures, each a function of a table; drawn in a light and a dark style, with the same bytes every time."""
+
+import io
+import warnings
+from collections.abc import Callable
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+# Okabe and Ito's colours: told apart by colour-blind readers too.
+BLUE, ORANGE, GREEN, YELLOW, SKY, PURPLE = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7"
+PART_COLOURS = {
+    "input": YELLOW,
+    "forward": SKY,
+    "backward": BLUE,
+    "exposed": ORANGE,
+    "optimizer": GREEN,
+    "residual": "#999999",
+}
+_ON = {"backward": "#ffffff", "optimizer": "#ffffff"}  # text on a part's colour
+SERIES_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
+
+_THEMES = {
+    "light": {"paper": "#ffffff", "ink": "#1f2328", "faint": "#d8dee4"},
+    "dark": {"paper": "#161b22", "ink": "#e6edf3", "faint": "#3d444d"},
+}
+
+
+def draw(plot: Callable[[Axes], None], theme: str, height: float = 3.4) -> bytes:
+    """PNG of one axes that `plot` fills; `height` in inches, the width is 7."""
+    colours = _THEMES[theme]
+    style = {
+        "figure.facecolor": colours["paper"],
+        "axes.facecolor": colours["paper"],
+        "axes.edgecolor": colours["faint"],
+        "grid.color": colours["faint"],
+        "text.color": colours["ink"],
+        "axes.labelcolor": colours["ink"],
+        "xtick.color": colours["ink"],
+        "ytick.color": colours["ink"],
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.linewidth": 0.7,
+        "font.family": "DejaVu Sans",
+        "font.size": 9.5,
+        "legend.frameon": False,
+        "lines.linewidth": 1.8,
+        "text.parse_math": False,  # names of runs are text, not formulas
+    }
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **style}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a run's name may hold any character
+        figure = Figure(figsize=(7, height), layout="constrained")
+        plot(figure.add_subplot())
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+    return file.getvalue()
+
+
+def efficiency(table: pd.DataFrame) -> Callable[[Axes], None]:
+    """Efficiency over ranks with 95 % intervals; one line per series of `efficiency_table`."""
+
+    def plot(axes: Axes) -> None:
+        axes.axhline(1, color=axes.xaxis.label.get_color(), linewidth=1, linestyle=(0, (4, 3)))
+        groups = list(table.groupby("series", sort=False))
+        for number, (title, rows) in enumerate(groups):
+            colour = SERIES_COLOURS[number % len(SERIES_COLOURS)]
+            nudge = 1 + 0.02 * (number - (len(groups) - 1) / 2)  # intervals of two series must not hide each other
+            error = np.abs(rows[["efficiency_low", "efficiency_high"]].sub(rows["efficiency"], axis=0)).fillna(0)
+            ranks = rows["ranks"] * nudge
+            axes.errorbar(ranks, rows["efficiency"], error.T, fmt="o-", ms=4, color=colour, capsize=4, label=title)
+        for _, row in groups[0][1].iloc[1:].iterrows():
+            axes.annotate(
+                f"{row['efficiency'] * 100:.1f} %",
+                (row["ranks"], row["efficiency"]),
+                xytext=(7, -16),
+                textcoords="offset points",
+                fontsize=9,
+            )
+        _rank_axis(axes, table["ranks"])
+        top = max(1.08, float(table[["efficiency", "efficiency_high"]].max().max()) + 0.05)
+        axes.set_ylim(0, top)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        base = int(table["baseline_ranks"].min())
+        axes.set_ylabel(f"efficiency ({base} rank{'s' * (base > 1)} = 100 %)")
+        axes.legend(loc="lower left")
+
+    return plot
+
+
+def throughput(cells: pd.DataFrame, series: pd.DataFrame) -> Callable[[Axes], None]:
+    """Tokens per second over ranks, and the ideal line from each series' baseline."""
+
+    def plot(axes: Axes) -> None:
+        low_high = cells[["tokens_per_s_low", "tokens_per_s_high"]].sub(cells["tokens_per_s"], axis=0).abs()
+        for number, (title, rows) in enumerate(series.groupby("series", sort=False)):
+            colour = SERIES_COLOURS[number % len(SERIES_COLOURS)]
+            per_rank = rows["tokens_per_s"].iloc[0] / rows["ranks"].iloc[0]
+            ideal = "ideal" if number == 0 else None
+            axes.plot(
+                rows["ranks"], rows["ranks"] * per_rank, "--", color=axes.xaxis.label.get_color(), lw=1, label=ideal
+            )
+            axes.plot(rows["ranks"], rows["tokens_per_s"], "-", color=colour, label=title)
+        ink = axes.xaxis.label.get_color()
+        axes.errorbar(cells["ranks"], cells["tokens_per_s"], low_high.T, fmt="o", ms=4, color=ink, capsize=4)
+        values = sorted(set(cells["ranks"]))
+        apart = [at for at, value in enumerate(values) if at == 0 or value - values[at - 1] > 0.03 * values[-1]]
+        axes.xaxis.set_major_locator(FixedLocator([values[at] for at in apart]))
+        axes.set_xlim(0, values[-1] * 1.06)
+        axes.set_xlabel("ranks")
+        axes.set_ylim(0)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.set_ylabel("tokens per second")
+        if len(series):
+            axes.legend(loc="upper left")
+
+    return plot
+
+
+def _rank_axis(axes: Axes, ranks: pd.Series) -> None:
+    """Numbers of ranks on a logarithmic axis, each labelled where there is room."""
+    values = sorted(set(ranks))
+    if len(values) > 1:
+        axes.set_xscale("log", base=2)
+    shown = values if len(values) <= 10 else values[:: -(-len(values) // 10)]
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    axes.set_xlim(values[0] / 1.25, values[-1] * 1.25)
+    axes.set_xlabel("ranks")
+
+
+def breakdown(table: pd.DataFrame) -> Callable[[Axes], None]:
+    """One bar per cell, of parts that sum to its step time."""
+
+    def plot(axes: Axes) -> None:
+        labels = _cell_names(table)
+        left = np.zeros(len(table))
+        for name, colour in PART_COLOURS.items():
+            width = table[f"{name}_ms"].to_numpy()
+            axes.barh(labels, width, left=left, color=colour, label=name, height=0.62)
+            for at, (value, start) in enumerate(zip(width, left, strict=True)):
+                if value > 0.06 * table["step_ms"].max():
+                    ink = _ON.get(name, "#111111")
+                    axes.text(start + value / 2, at, f"{value:.3g}", ha="center", va="center", fontsize=8.5, color=ink)
+            left += width
+        for at, total in enumerate(table["step_ms"]):
+            axes.text(total, at, f" {total:.4g} ms", va="center", fontsize=9)
+        axes.set_xlim(0, table["step_ms"].max() * 1.16)
+        axes.set_xlabel("milliseconds of a step (mean over steps and ranks)")
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.legend(ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=1, columnspacing=1.2)
+
+    return plot
+
+
+def communication(table: pd.DataFrame) -> Callable[[Axes], None]:
+    """Hidden and exposed communication, one bar per cell with several ranks."""
+
+    def plot(axes: Axes) -> None:
+        labels = _cell_names(table)
+        axes.barh(labels, table["hidden_ms"], color=BLUE, label="hidden under backward", height=0.55)
+        axes.barh(labels, table["exposed_ms"], left=table["hidden_ms"], color=ORANGE, label="exposed", height=0.55)
+        axes.set_xlabel("milliseconds of a step (mean over steps and ranks)")
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+    return plot
+
+
+def _cell_names(table: pd.DataFrame) -> list[str]:
+    return [
+        f"{row.ranks} rank{'s' * (row.ranks > 1)}\nbatch {row.global_batch}"
+        for row in table[["ranks", "global_batch"]].itertuples()
+    ]
+
+
+def step_times(table: pd.DataFrame) -> Callable[[Axes], None]:
+    """Measured steps one by one, a line per launch, a colour per cell: noise, drift, what the warm-up rule left in."""
+
+    def plot(axes: Axes) -> None:
+        for number, (_, cell) in enumerate(table.groupby(["ranks", "global_batch"])):
+            label = _cell_names(cell.head(1))[0].replace("\n", ", ")
+            for _, rows in cell.groupby("launch", sort=False):
+                _line(axes, rows, "step_ms", number, label)
+                label = None
+        _legend_above(axes)
+        axes.set_ylim(0, table["step_ms"].quantile(0.995) * 1.25)
+        axes.set_xlabel("step")
+        axes.set_ylabel("step time in milliseconds")
+
+    return plot
+
+
+def losses(table: pd.DataFrame) -> Callable[[Axes], None]:
+    """Training loss (lines) and validation loss (dashed, marked) over steps, a colour per run."""
+
+    def plot(axes: Axes) -> None:
+        for number, (name, rows) in enumerate(table.groupby("run", sort=False)):
+            _line(axes, rows.dropna(subset="loss"), "loss", number, name if number < 8 else None)
+            _line(axes, rows.dropna(subset="validation_loss"), "validation_loss", number, None, "o--")
+        if table["validation_loss"].notna().any():
+            axes.plot([], [], "o--", color=axes.xaxis.label.get_color(), ms=4, lw=1.1, label="validation")
+        _legend_above(axes)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+
+    return plot
+
+
+def _line(axes: Axes, rows: pd.DataFrame, y: str, number: int, label: str | None, style: str = "-") -> None:
+    """One column over steps, thinned to what a figure can show."""
+    rows = rows.iloc[:: max(1, len(rows) // 2000)]
+    axes.plot(
+        rows["step"], rows[y], style, color=SERIES_COLOURS[number % len(SERIES_COLOURS)], lw=1.1, ms=4, label=label
+    )
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8.5, handlelength=1.4)

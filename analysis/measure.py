@@ -1,0 +1,152 @@
+"""A launch's measured steps: warm-up dropped, ranks put together.
+
+Shapes: R ranks, S measured steps.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from analysis.errors import AnalysisError, TooFewStepsError
+from analysis.run_folder import Launch, Run
+from analysis.steps import BETWEEN, PARTS, RankSteps, rank_steps
+
+FEWEST_STEPS = 8  # fewer say nothing about how steps vary
+ALL_PARTS = (*PARTS, "residual")
+
+RULES = (
+    "The time of a step is that of its slowest rank, from asking for the batch to the updated weights.",
+    "Throughput is the tokens of all ranks over that time.",
+    "No step is left out for what happened in it.",
+)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One launch. Arrays are (S,); times are in seconds."""
+
+    launch: Launch
+    warmup: int  # steps dropped at the start
+    incomplete: int  # steps that not every rank finished
+    step: np.ndarray
+    step_s: np.ndarray  # the slowest rank's
+    tokens: np.ndarray  # over all ranks
+    parts_s: dict[str, np.ndarray]  # by ALL_PARTS, means over ranks; with the residual they sum to step_s
+    hidden_s: np.ndarray  # mean over ranks, as are the next three
+    exchange_s: np.ndarray
+    payload_bytes: np.ndarray
+    exchanges: np.ndarray
+    ranks: pd.DataFrame  # rank, host, mean seconds of each part, own_s: without waiting for gradients
+    between: dict[str, tuple[int, float]]  # checkpoint, evaluate: how often, seconds (slowest rank, whole launch)
+    sha256: dict[int, str]  # of each rank's trace
+
+    @property
+    def name(self) -> str:
+        return self.launch.name
+
+
+def warmup_rule(warmup: int | None) -> str:
+    """The rule in words."""
+    if warmup is not None:
+        return f"The first {warmup} steps of each launch are dropped as warm-up (--warmup)."
+    return "The first 10 % of each launch's steps, at least 3 and at most 20, are dropped as warm-up."
+
+
+def warmup_steps(count: int, warmup: int | None) -> int:
+    """How many of `count` steps are warm-up; `warmup` overrides the rule."""
+    return int(np.clip(np.ceil(count / 10), 3, 20)) if warmup is None else warmup
+
+
+def measure_runs(runs: list[Run], warmup: int | None = None) -> tuple[list[Measurement], list[str]]:
+    """Measure every launch of every run.
+
+    Returns:
+        the measurements, and a sentence for each launch that was too short or not traced.
+
+    Raises:
+        AnalysisError: a damaged trace, or a run of which no launch can be measured.
+    """
+    if warmup is not None and warmup < 0:
+        raise AnalysisError(f"--warmup is {warmup}; it must be 0 or more")
+    launches = [launch for run in runs for launch in run.launches]
+    measured, left_out = [], []
+    for launch in tqdm(launches, desc="reading traces", unit="launch", delay=3, leave=False, disable=None):
+        try:
+            measured.append(measure(launch, warmup))
+        except TooFewStepsError as error:
+            left_out.append((launch, str(error)))
+    for run in runs:
+        reasons = [text for launch, text in left_out if launch.run is run]
+        if len(reasons) == len(run.launches):
+            raise AnalysisError(reasons[0])
+    return measured, [f"{launch.name} is left out: {text}" for launch, text in left_out]
+
+
+def measure(launch: Launch, warmup: int | None = None) -> Measurement:
+    """Read a launch's traces.
+
+    Raises:
+        TooFewStepsError: not traced, or fewer than FEWEST_STEPS steps after warm-up.
+        AnalysisError: a damaged trace, or several ranks among which no exchange was traced.
+    """
+    traces = launch.traces()
+    if not traces:
+        raise TooFewStepsError(f"{launch.run.path}/trace/launch-{launch.number} holds no trace")
+    ranks = [rank_steps(trace) for trace in tqdm(traces, unit="rank", delay=3, leave=False, disable=None)]
+    for trace, rank in zip(traces, ranks, strict=True):
+        if launch.size > 1 and not rank.exchanges.any():
+            raise AnalysisError(
+                f"{trace.path}: {launch.size} ranks but not one bucket_exchange span, so communication was not traced"
+            )
+    common = reduce(np.intersect1d, [rank.step for rank in ranks])
+    drop = warmup_steps(len(common), warmup)
+    kept = common[drop:]
+    if len(kept) < FEWEST_STEPS:
+        raise TooFewStepsError(
+            f"{launch.name} has {len(common)} complete steps, {len(kept)} after the warm-up of {drop}; "
+            f"{FEWEST_STEPS} are needed"
+        )
+    at = [np.searchsorted(rank.step, kept) for rank in ranks]
+    total = reduce(np.union1d, [rank.step for rank in ranks])
+    return Measurement(
+        launch=launch,
+        warmup=drop,
+        incomplete=len(total) - len(common),
+        step=kept,
+        **_together(ranks, at),
+        ranks=_rank_table(ranks, at, launch.facts["hosts"]),
+        between={name: max((rank.between[name] for rank in ranks), key=lambda pair: pair[1]) for name in BETWEEN},
+        sha256={trace.rank: trace.sha256() for trace in traces},
+    )
+
+
+def _together(ranks: list[RankSteps], at: list[np.ndarray]) -> dict:
+    """The fields of a Measurement that are made of every rank's arrays."""
+
+    def stack(arrays) -> np.ndarray:
+        return np.stack([array[where] for array, where in zip(arrays, at, strict=True)])  # (R, S)
+
+    step_s = stack(rank.span_s for rank in ranks).max(axis=0)
+    parts = {name: stack(rank.parts_s[name] for rank in ranks).mean(axis=0) for name in PARTS}
+    tokens = stack(rank.tokens for rank in ranks).sum(axis=0)
+    return {
+        "step_s": step_s,
+        "tokens": tokens,
+        "parts_s": parts | {"residual": step_s - sum(parts.values())},
+        **{
+            name: stack(getattr(rank, name) for rank in ranks).mean(axis=0)
+            for name in ("hidden_s", "exchange_s", "payload_bytes", "exchanges")
+        },
+    }
+
+
+def _rank_table(ranks: list[RankSteps], at: list[np.ndarray], hosts: list[str]) -> pd.DataFrame:
+    rows = []
+    for number, (rank, where, host) in enumerate(zip(ranks, at, hosts, strict=True)):
+        means = {f"{name}_s": rank.parts_s[name][where].mean() for name in PARTS}
+        own = sum(means.values()) - means["exposed_s"]
+        rows.append({"rank": number, "host": host, "step_s": rank.span_s[where].mean(), **means, "own_s": own})
+    return pd.DataFrame(rows)

@@ -1,0 +1,116 @@
+"""`python -m analysis report`: run folders → report.html, PNG figures, and the CSV behind each figure."""
+
+import argparse
+import base64
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from tqdm import tqdm
+
+from analysis import advice, figures, provenance, tables
+from analysis.errors import AnalysisError
+from analysis.measure import measure_runs
+from analysis.run_folder import find_runs
+from analysis.scaling import Experiment, efficiency_table, experiment
+from analysis.sections import SECTIONS
+
+HELP = "write the scaling report of one or more runs: HTML, figures, CSV"
+DESCRIPTION = """
+Write a scaling report: how fast the runs are at each number of ranks, how well that scales (with 95 %
+intervals), and where the time of a step goes.
+
+Runs with the same global batch are compared as strong scaling, runs with the same batch per rank as weak
+scaling; runs that agree in both are repeats. Runs that differ in anything else that matters (settings,
+versions, hardware) are refused, unless --allow accepts the difference.
+"""
+EPILOG = "example: python -m analysis report runs/gpt-1 runs/gpt-2 --out report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or a folder of run folders")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the report; may exist")
+    parser.add_argument(
+        "--warmup", type=int, metavar="K", help="steps of each launch to drop (default: 10 %%, 3 to 20)"
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="accept that the runs differ in KEY; may be repeated",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the report and print where it is.
+
+    Raises:
+        AnalysisError: from reading, or an output folder that cannot be written.
+    """
+    runs = find_runs(arguments.runs)
+    measurements, left_out = measure_runs(runs, arguments.warmup)
+    found = experiment(measurements, arguments.allow, left_out, arguments.warmup)
+    losses, without = loss_table(runs)
+    try:
+        page = write(found, losses, without, arguments.out)
+    except OSError as error:
+        raise AnalysisError(f"cannot write the report to {arguments.out}: {error.strerror}") from None
+    print(page)
+    return 0
+
+
+def loss_table(runs) -> tuple[pd.DataFrame, list[str]]:
+    """Losses of all runs by step, and the names of runs that have no metrics.csv."""
+    tables, without = [], []
+    for one in sorted(runs, key=lambda one: one.name):
+        if (one.path / "metrics.csv").exists():
+            table = one.metrics()[["step", "loss", "validation_loss"]]
+            table.insert(0, "run", one.name)
+            tables.append(table)
+        else:
+            without.append(one.name)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), without
+
+
+def write(found: Experiment, losses: pd.DataFrame, without_losses: list[str], out: Path) -> Path:
+    """Write report.html and everything beside it into `out`; the same input gives the same bytes.
+
+    Returns:
+        the path of report.html.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    efficiency = efficiency_table(found.series)
+    drawn = []
+    for make in tqdm(SECTIONS, desc="drawing", unit="section", delay=3, leave=False, disable=None):
+        section = make(found, losses)
+        if section is None:
+            continue
+        section.table.to_csv(out / f"{section.name}.csv", index=False, lineterminator="\n")
+        images = {}
+        if section.plot is not None:
+            images = {theme: figures.draw(section.plot, theme, section.height) for theme in ("light", "dark")}
+            (out / f"{section.name}.png").write_bytes(images["light"])
+        drawn.append((section, {theme: base64.b64encode(image).decode() for theme, image in images.items()}))
+    provenance.traces(found).to_csv(out / "traces.csv", index=False, lineterminator="\n")
+    launches = provenance.launches(found)
+    launches.to_csv(out / "launches.csv", index=False, lineterminator="\n")
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("analysis", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["cell"] = tables.number
+    page = environment.get_template("report.html.jinja").render(
+        experiment=found,
+        sentences=advice.sentences(found, efficiency),
+        sections=drawn,
+        efficiency=efficiency,
+        facts=provenance.facts(found),
+        launches=launches,
+        free=provenance.free_differences(found),
+        without_losses=without_losses,
+        few_repeats=min(len(cell.repeats) for cell in found.cells) < 3,
+    )
+    path = out / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path

@@ -1,0 +1,106 @@
+"""The sections of the report: each a function of the experiment; another one is added to SECTIONS."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis import figures, tables
+from analysis.breakdown import breakdown_table, communication_table, rank_table
+from analysis.scaling import Experiment, cell_table, efficiency_table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure, what to read in it, and the table behind it."""
+
+    name: str  # of its files
+    title: str
+    text: str
+    table: pd.DataFrame  # all of it goes into the CSV
+    plot: Callable[[Axes], None] | None = None
+    shown: pd.DataFrame | None = None  # what the page shows of the table
+    height: float = 3.4  # of the figure, in inches
+
+
+def efficiency(found: Experiment, losses: pd.DataFrame) -> Section | None:
+    table = efficiency_table(found.series)
+    if table.empty:
+        return None
+    text = (
+        "Throughput per rank, as a share of the baseline's (the fewest ranks). Bars are 95 % intervals; 100 % is ideal."
+    )
+    return Section("efficiency", "Efficiency", text, table, figures.efficiency(table), tables.efficiency(table))
+
+
+def throughput(found: Experiment, losses: pd.DataFrame) -> Section:
+    table = cell_table(found.cells)
+    text = (
+        "Target tokens per second over all ranks, with 95 % intervals, against lines of the baselines' slope. "
+        "Batch: sequences per step over all ranks; block: steps in a block of the bootstrap."
+    )
+    plot = figures.throughput(table, efficiency_table(found.series))
+    return Section("throughput", "Throughput", text, table, plot, tables.throughput(table))
+
+
+def breakdown(found: Experiment, losses: pd.DataFrame) -> Section:
+    table = breakdown_table(found.cells)
+    text = (
+        "Parts are means over ranks, in milliseconds; with the residual they sum to the step. Exposed: waiting for "
+        "gradients after backward, slow ranks included. Residual: what no traced part covers of the slowest rank's "
+        "step. Checkpoints and evaluations (how often × how long) lie between steps and do not count."
+    )
+    plot, shown = figures.breakdown(table), tables.breakdown(table)
+    return Section("breakdown", "Where a step's time goes", text, table, plot, shown, _bars(table))
+
+
+def communication(found: Experiment, losses: pd.DataFrame) -> Section | None:
+    table = communication_table(found.cells)
+    if table.empty:
+        return None
+    text = (
+        "Exchange time that ran under the backward pass, and the wait after it. Payload is what one rank hands to "
+        "Horovod per step. Wire bytes follow the ring model, 2(n−1)/n times the payload; bus bandwidth is wire bytes "
+        "over the time an exchange was under way, waiting for slower ranks included."
+    )
+    plot, shown = figures.communication(table), tables.communication(table)
+    return Section("communication", "Hidden and exposed communication", text, table, plot, shown, _bars(table))
+
+
+def ranks(found: Experiment, losses: pd.DataFrame) -> Section:
+    table = rank_table(found.cells)
+    text = (
+        "Own work is what a rank does itself in a step: everything traced but the wait for gradients. A rank well "
+        "above the median holds all others up."
+    )
+    return Section("ranks", "Ranks", text, table, shown=tables.ranks(table))
+
+
+def steps(found: Experiment, losses: pd.DataFrame) -> Section:
+    table = pd.concat(
+        [
+            pd.DataFrame({"step": one.step, "step_ms": one.step_s * 1e3, "tokens": one.tokens}).assign(
+                launch=one.name, ranks=cell.ranks, global_batch=cell.global_batch
+            )
+            for cell in found.cells
+            for one in cell.repeats
+        ]
+    )
+    return Section("steps", "Step by step", "Every measured step of every launch.", table, figures.step_times(table))
+
+
+def loss(found: Experiment, losses: pd.DataFrame) -> Section | None:
+    if losses.empty:
+        return None
+    text = "From metrics.csv: training (lines) and validation (dashed)."
+    return Section("losses", "Loss", text, losses, figures.losses(losses))
+
+
+def _bars(table: pd.DataFrame) -> float:
+    """Height of a figure with a bar per row."""
+    return 1.5 + 0.5 * len(table)
+
+
+# In the page's order; a function returns None when there is nothing to show.
+SECTIONS = (efficiency, throughput, breakdown, communication, ranks, steps, loss)

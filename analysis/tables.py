@@ -1,0 +1,85 @@
+"""The tables of the page: the columns a reader needs, in words and round numbers. Everything else is in the CSV."""
+
+import pandas as pd
+
+
+def number(value) -> str:
+    """A table cell as text: at most two decimals, a dash for what is not there."""
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    if value != value:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def percent(value: float) -> str:
+    """A share as text."""
+    return "–" if value != value else f"{value * 100:.1f} %"
+
+
+def efficiency(table: pd.DataFrame) -> pd.DataFrame:
+    low, high = table["efficiency_low"].map(percent), table["efficiency_high"].map(percent)
+    interval = (low + " to " + high).where(table["efficiency_low"].notna(), "baseline")
+    return pd.DataFrame(
+        {
+            "scaling": table["series"].str.replace(" scaling", "").str.replace(" sequences", ""),
+            "ranks": table["ranks"],
+            "efficiency": table["efficiency"].map(percent) + table["above_100"].map({True: " ⚠", False: ""}),
+            "95 % interval": interval,
+            "speed-up": table["speedup"].map("{:.2f}".format),
+            "tokens/s": table["tokens_per_s"].map(number),
+            "repeats": table["repeats"],
+            "steps": table["steps"],
+        }
+    )
+
+
+def throughput(table: pd.DataFrame) -> pd.DataFrame:
+    low, high = table["tokens_per_s_low"].map(number), table["tokens_per_s_high"].map(number)
+    shown = table[["ranks", "hosts", "global_batch"]].rename(columns={"global_batch": "batch"})
+    return shown.assign(
+        **{
+            "tokens/s": table["tokens_per_s"].map(number),
+            "95 % interval": low + " to " + high,
+            "step ms: mean": table["step_ms_mean"].map(number),
+            "median": table["step_ms_median"].map(number),
+            "95th percentile": table["step_ms_p95"].map(number),
+            "repeats": table["repeats"],
+            "steps": table["steps"],
+            "block": table["block_steps"],
+        }
+    )
+
+
+def breakdown(table: pd.DataFrame) -> pd.DataFrame:
+    """Milliseconds; checkpoints and evaluations are told as "how often × how long"."""
+    shown = table.rename(columns=lambda name: name.removesuffix("_ms")).rename(columns={"global_batch": "batch"})
+    for name in ("checkpoint", "evaluate"):
+        each = shown.pop(f"{name}_ms_each").map(number)
+        times = shown.pop(f"{name}_times")
+        shown[name] = (times.astype(str) + " × " + each).where(times > 0, "–")
+    return shown
+
+
+def communication(table: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "ranks": table["ranks"],
+            "batch": table["global_batch"],
+            "exchanges": table["exchanges"].map(number),
+            "hidden ms": table["hidden_ms"].map(number),
+            "exposed ms": table["exposed_ms"].map(number),
+            "hidden": table["hidden_share"].map(percent),
+            "payload MB": table["payload_mb"].map(number),
+            "wire MB": table["wire_mb"].map(number),
+            "bus MB/s": table["bus_mb_per_s"].map(number),
+        }
+    )
+
+
+def ranks(table: pd.DataFrame) -> pd.DataFrame:
+    shown = table[["launch", "rank", "host"]].copy()
+    for name in ("step", "input", "forward", "backward", "exposed", "optimizer", "own"):
+        shown[f"{name} ms" if name in ("step", "own") else name] = table[f"{name}_ms"].map(number)
+    shown["own over median"] = (table["own_over_median"] - 1).map(lambda share: f"{share * 100:+.1f} %")
+    return shown

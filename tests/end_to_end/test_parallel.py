@@ -1,0 +1,19 @@
+"""tests/parallel at 1 to 4 ranks, under both controllers of Horovod."""
+
+import re
+import sys
+
+import pytest
+from conftest import launcher, run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("controller", ["mpi", "gloo"])
+def test_parallel(controller, ranks):
+    command = ["horovodrun", *launcher(2, controller)[1:-1], str(ranks)]
+    done = run(*command, sys.executable, "-m", "pytest", "-q", "-x", "--timeout", "120", "tests/parallel", timeout=400)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    passed = re.findall(r"(\d+) passed", done.stdout)
+    assert len(passed) == ranks, f"some ranks ran no test: {passed}"
+    assert min(map(int, passed)) > 30
