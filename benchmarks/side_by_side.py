@@ -6,8 +6,8 @@ background threads cost another. What is compared are ratios within a round.
 """
 
 import argparse
+import contextlib
 import json
-import os
 import signal
 import statistics
 import subprocess
@@ -63,21 +63,29 @@ class Job:
         self._signal(signal.SIGSTOP)
         return max(float(path.read_text()) for path in done)
 
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
     def _signal(self, which: int) -> None:
-        """To the ranks alone: a stopped launcher could not be woken by its own children."""
-        for child in psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []:
-            try:
+        """To the ranks alone: their launcher goes on watching them."""
+        for child in self._family():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 if "benchmarks.rank" in child.cmdline():
                     child.send_signal(which)
-            except psutil.NoSuchProcess:
-                continue
 
     def end(self) -> None:
+        """Let the ranks leave; whoever is still there after that is killed."""
         self._signal(signal.SIGCONT)
-        try:
+        family = self._family()
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        for child in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        self.process.kill()
         self.log.close()
 
 
