@@ -43,7 +43,7 @@ test: lint  ## lint, then run every test
 	pytest
 
 bench: $(READY) $(DATA)/index.json  ## side by side at 2 ranks: hvd_llm, stock Horovod, torch DDP
-	python -m benchmarks.step_time
+	python -m benchmarks.side_by_side
 
 lint: $(READY)  ## check style, format and the direction of imports
 	ruff check .

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hvd_llm import mesh, models, optimizer
+from hvd_llm import device, mesh, models, optimizer
 from hvd_llm.comm import Comm
 from hvd_llm.comm.solo import Solo
 from hvd_llm.compress import registry
@@ -40,6 +40,7 @@ def floor(config: Config, comm: Comm) -> Step:
 
 def ours(config: Config, comm: Comm) -> Step:
     """hvd_llm, the loop that `hvd-llm train` runs"""
+    device.keep_freed_memory()
     dataset = open_dataset(config.data.path)
     model = _model(config, dataset)
     training = batches(config, dataset, "train")
@@ -91,7 +92,13 @@ def ddp_lean(config: Config, comm: Comm) -> Step:
     return ddp(config, comm, gradient_as_bucket_view=True, static_graph=True)
 
 
-CONTENDERS = {function.__name__: function for function in (ours, ddp, ddp_lean, stock_horovod, floor)}
+def ddp_malloc(config: Config, comm: Comm) -> Step:
+    """ddp_lean with hvd_llm's allocator setting: what is left is the gradient path"""
+    device.keep_freed_memory()
+    return ddp_lean(config, comm)
+
+
+CONTENDERS = {function.__name__: function for function in (ours, ddp, ddp_lean, ddp_malloc, stock_horovod, floor)}
 
 
 class Loss(nn.Module):

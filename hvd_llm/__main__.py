@@ -81,12 +81,17 @@ def main() -> None:
     except UserError as error:
         if rank == 0 or not error.shared:
             print(f"hvd-llm: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
-        # Horovod's exit handler would wait for ranks that may never come.
-        os._exit(2)
+        _leave(2)
     except KeyboardInterrupt:
-        os._exit(128 + signal.SIGINT)
+        _leave(128 + signal.SIGINT)
     except BrokenPipeError:
         os._exit(128 + signal.SIGPIPE)
+
+
+def _leave(code: int) -> None:
+    """Exit at once: Horovod's exit handler would wait for ranks that may never come."""
+    sys.stdout.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

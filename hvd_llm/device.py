@@ -1,5 +1,6 @@
 """Where a rank computes: which device, how many threads, and how fast that could be at best."""
 
+import ctypes
 import os
 import time
 
@@ -10,6 +11,10 @@ from hvd_llm.errors import UserError
 
 # Dense bf16/fp16 matrix FLOP/s of the vendor's data sheets; other devices are measured.
 _PEAK_16BIT = {"V100": 125e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
+
+
+# <malloc.h>
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def choose(wanted: str, local_rank: int) -> torch.device:
@@ -40,6 +45,18 @@ def use_threads(wanted: int, local_size: int) -> int:
     threads = wanted or max(1, cores.usable() // local_size)
     torch.set_num_threads(threads)
     return threads
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what is freed for the next step, instead of returning it to the system.
+
+    A step frees and allocates the same large tensors again; by default glibc maps and unmaps them, and the
+    kernel clears every page each time. Other C libraries are left alone.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        for parameter, value in ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
+            libc.mallopt(parameter, value)
 
 
 def peak_flops(device: torch.device, precision: str) -> float:

@@ -41,6 +41,7 @@ def train(config: Config, name: str, comm: Comm) -> Path:
     with comm.together("read the data, build the model"):
         where = device.choose(config.run.device, comm.local_rank)
         threads = device.use_threads(config.run.threads, comm.local_size)
+        device.keep_freed_memory()
         dataset = open_dataset(config.data.path)
         training, validation = (batches(config, dataset, split) for split in ("train", "validation"))
         if comm.size > config.train.global_batch:
