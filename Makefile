@@ -5,6 +5,9 @@ PYTHON ?= python3
 # Where pip looks for torch besides its usual index. Plain pip gives a build that fits any machine but is made
 # for CUDA and large; on machines without a GPU, name PyTorch's index of CPU builds: make TORCH_INDEX=URL
 TORCH_INDEX ?=
+# More settings for `make train` and options for `make bench`: make train TRAIN="--train.steps 100"
+TRAIN ?=
+BENCH ?=
 
 READY := .venv/.ready
 DATA  := data/embedded
@@ -34,8 +37,8 @@ help:  ## list the commands
 env: $(READY)  ## make .venv: pinned packages, and Horovod built for this machine
 
 train: $(READY) $(DATA)/index.json  ## train a small GPT on 1 and on 2 ranks, and write the scaling report
-	horovodrun -np 1 hvd-llm train gpt-tiny --run.threads 1 --run.dir $(RUN)/n1
-	horovodrun -np 2 hvd-llm train gpt-tiny --run.threads 1 --run.dir $(RUN)/n2
+	horovodrun -np 1 hvd-llm train gpt-tiny --run.threads 1 --run.dir $(RUN)/n1 $(TRAIN)
+	horovodrun -np 2 hvd-llm train gpt-tiny --run.threads 1 --run.dir $(RUN)/n2 $(TRAIN)
 	python -m analysis report $(RUN) --out $(RUN)/report
 	@echo "The scaling report is $(RUN)/report/report.html"
 
@@ -43,7 +46,7 @@ test: lint  ## lint, then run every test
 	pytest
 
 bench: $(READY) $(DATA)/index.json  ## side by side at 2 ranks: hvd_llm, stock Horovod, torch DDP
-	python -m benchmarks.side_by_side
+	python -m benchmarks.side_by_side $(BENCH)
 
 lint: $(READY)  ## check style, format and the direction of imports
 	ruff check .

@@ -239,7 +239,7 @@ class Trainer:
 
     def _seed(self, step: int) -> None:
         """Make dropout a pure function of (seed, step, rank)."""
-        torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 65_537 + self.comm.rank)
+        torch.manual_seed(((self.config.run.seed * 1_000_003 + step) * 65_537 + self.comm.rank) % 2**63)
 
     def _autocast(self):
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.train.precision]

@@ -1,0 +1,69 @@
+"""Every command of the README runs, in its order, in one place.
+
+A block of commands starts with ```sh. Only its lengths are cut: training takes few steps, benchmarks few rounds.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ENVIRONMENT
+
+REPOSITORY = Path(__file__).parents[2]
+README = (REPOSITORY / "README.md").read_text()
+BRIEF = {
+    "make train": ["TRAIN=--train.steps 12 --evaluate.batches 1"],
+    "make bench": ["BENCH=--rounds 2 --steps 1 --controllers gloo"],
+}
+ELSEWHERE = ("git clone", "cd ", "make test")  # what got us here
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def shortened(command: str) -> list[str]:
+    words = shlex.split(command)
+    if "hvd-llm train" in command:
+        words += ["--train.steps", "12", "--train.epochs", "0", "--evaluate.batches", "1"]
+    return words + BRIEF.get(command, [])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_command_runs(tmp_path):
+    here = [line for line in commands() if not line.startswith(ELSEWHERE)]
+    assert len(here) > 8
+    if not (REPOSITORY / ".venv/.ready").exists():
+        pytest.skip("needs the environment of `make env`")
+    place = tmp_path / "checkout"
+    place.mkdir()
+    for path in REPOSITORY.iterdir():  # what they write must not land in the checkout that is tested
+        if path.name not in ("runs", "data"):
+            (place / path.name).symlink_to(path)
+    environment = ENVIRONMENT | {"PATH": f"{place / '.venv/bin'}:{os.environ['PATH']}"}
+    for line in here:
+        done = subprocess.run(shortened(line), cwd=place, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    assert (place / "runs").is_dir()
+
+
+def test_the_tree_is_the_tree():
+    """Every file and folder that the annotated tree names is there."""
+    tree = re.search(r"^```\n(hvd_llm/\n.*?)^```", README, re.DOTALL | re.MULTILINE)[1]
+    parents: list[str] = []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        parents[depth:] = [name]
+        assert (REPOSITORY / "".join(parents)).exists(), "".join(parents)
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (REPOSITORY / target).exists(), target
