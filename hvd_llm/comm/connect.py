@@ -3,17 +3,19 @@
 import importlib.util
 import os
 
+import torch
+
 from hvd_llm.comm.base import Comm
 from hvd_llm.comm.solo import Solo
 from hvd_llm.errors import UserError
 from hvd_llm.launcher import Launch
 
 
-def connect(cycle_ms: float = 1.0) -> Comm:
+def connect(cycle_ms: float = 0) -> Comm:
     """Return this process's `Comm`. Collective when a launcher started it.
 
     Args:
-        cycle_ms: how often Horovod looks for new operations, in milliseconds.
+        cycle_ms: how often Horovod looks for new operations, in milliseconds; 0 chooses for this machine.
 
     Raises:
         UserError: a launcher started several ranks but Horovod is not installed.
@@ -36,7 +38,7 @@ def connect(cycle_ms: float = 1.0) -> Comm:
 def settings(cycle_ms: float) -> dict[str, str]:
     """Environment for Horovod and MPI that suits flat buckets on hosts whose cores all compute."""
     return {
-        "HOROVOD_CYCLE_TIME": f"{cycle_ms:g}",
+        "HOROVOD_CYCLE_TIME": f"{cycle_ms or (1 if torch.cuda.is_available() else 10):g}",
         # Buckets are flat already: packing several into the fusion buffer would only copy them.
         "HOROVOD_FUSION_THRESHOLD": "0",
         # A waiting MPI rank gives its core away: with a rank on every core it would slow its neighbour.
