@@ -37,7 +37,7 @@ def efficiency(found: Experiment, losses: pd.DataFrame) -> Section | None:
 def throughput(found: Experiment, losses: pd.DataFrame) -> Section:
     table = cell_table(found.cells)
     text = (
-        "Target tokens per second over all ranks, with 95 % intervals, against lines of the baselines' slope. "
+        "Input tokens per second over all ranks, with 95 % intervals, against lines of the baselines' slope. "
         "Batch: sequences per step over all ranks; block: steps in a block of the bootstrap."
     )
     plot = figures.throughput(table, efficiency_table(found.series))

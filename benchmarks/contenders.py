@@ -3,7 +3,11 @@
 A contender is a function of (config, comm) that returns `step()`: one optimizer step on this rank.
 """
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import horovod.torch as hvd
 import torch
@@ -17,7 +21,7 @@ from hvd_llm.compress import registry
 from hvd_llm.config import Config
 from hvd_llm.data import open_dataset, targets
 from hvd_llm.state import State
-from hvd_llm.trace import NoTrace
+from hvd_llm.trace import NoTrace, Trace
 from hvd_llm.train import Trainer, batches
 
 Step = Callable[[], None]
@@ -33,22 +37,24 @@ class Apart(Solo):
         return value
 
 
+def ours(config: Config, comm: Comm) -> Step:
+    """hvd_llm, the loop that `hvd-llm train` runs, traced"""
+    folder = Path(tempfile.mkdtemp())
+    trace = Trace(folder / "rank.trace", comm.rank, comm.size)
+    atexit.register(shutil.rmtree, folder)
+    return _trainer(config, comm, trace)
+
+
+def untraced(config: Config, comm: Comm) -> Step:
+    """the same without its trace: what tracing costs"""
+    return _trainer(config, comm, NoTrace())
+
+
 def floor(config: Config, comm: Comm) -> Step:
     """no communication: every rank trains its share alone, beside the others"""
-    return ours(config, Apart(comm))
-
-
-def ours(config: Config, comm: Comm) -> Step:
-    """hvd_llm, the loop that `hvd-llm train` runs"""
-    device.keep_freed_memory()
-    dataset = open_dataset(config.data.path)
-    model = _model(config, dataset)
-    training = batches(config, dataset, "train")
-    ranks = mesh.build(comm.rank, ["here"] * comm.size)
-    compressor = registry.find(config.reduce.compressor)
-    steps = 10**6
-    trainer = Trainer(config, comm, State(config, model), ranks, training, training, compressor, steps, NoTrace())
-    return trainer.step
+    apart = Apart(comm)
+    comm.close()  # Horovod's background thread costs something even when it has nothing to do
+    return _trainer(config, apart, NoTrace())
 
 
 def stock_horovod(config: Config, comm: Comm) -> Step:
@@ -98,7 +104,17 @@ def ddp_malloc(config: Config, comm: Comm) -> Step:
     return ddp_lean(config, comm)
 
 
-CONTENDERS = {function.__name__: function for function in (ours, ddp, ddp_lean, ddp_malloc, stock_horovod, floor)}
+ALL = (ours, ddp, ddp_lean, ddp_malloc, stock_horovod, untraced, floor)
+CONTENDERS = {function.__name__: function for function in ALL}
+
+# Horovod's and Open MPI's own defaults, which hvd_llm would otherwise replace by what suits flat buckets.
+ENVIRONMENT = {
+    "stock_horovod": {
+        "HOROVOD_CYCLE_TIME": "1",
+        "HOROVOD_FUSION_THRESHOLD": str(128 * 2**20),
+        "OMPI_MCA_mpi_yield_when_idle": "0",
+    }
+}
 
 
 class Loss(nn.Module):
@@ -115,6 +131,22 @@ class Loss(nn.Module):
 
 def _model(config: Config, dataset) -> nn.Module:
     return models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer())
+
+
+def _trainer(config: Config, comm: Comm, trace: Trace) -> Step:
+    device.keep_freed_memory()
+    dataset = open_dataset(config.data.path)
+    state = State(config, _model(config, dataset))
+    ranks = mesh.build(comm.rank, ["here"] * comm.size)
+    training = batches(config, dataset, "train")
+    compressor = registry.find(config.reduce.compressor)
+    trainer = Trainer(config, comm, state, ranks, training, training, compressor, config.train.steps, trace)
+
+    def step():
+        trainer.step()
+        trace.flush()
+
+    return step
 
 
 def _plain(config: Config, comm: Comm):

@@ -4,10 +4,11 @@ The words are files in a folder: `go-K` starts block K on all ranks, `done-K-R` 
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
 
-from benchmarks.contenders import CONTENDERS, settle
+from benchmarks.contenders import CONTENDERS, ENVIRONMENT, settle
 from hvd_llm import config as configuration
 from hvd_llm.comm import connect
 from hvd_llm.train_command import overrides
@@ -23,6 +24,7 @@ def main() -> None:
     args, changes = parser.parse_known_args()
     config = configuration.load(args.config, overrides(changes))
     settle(config)
+    os.environ |= ENVIRONMENT.get(args.contender, {})
     comm = connect(config.reduce.cycle_ms)
     step = CONTENDERS[args.contender](config, comm)
     for block in range(args.blocks + 1):  # block 0 warms up

@@ -1,22 +1,9 @@
-"""What the end-to-end tests share: a small prepared folder, a tiny configuration, and commands run for real."""
+"""What the end-to-end tests share: a small prepared folder and a tiny configuration."""
 
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from small_corpus import make, paragraphs
-
-BIN = Path(sys.executable).parent
-ENVIRONMENT = os.environ | {
-    "PATH": f"{BIN}:{os.environ['PATH']}",
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMPI_MCA_rmaps_base_oversubscribe": "1",
-    "PYTHONWARNINGS": "default",  # other people's deprecations must not end a command
-}
 
 TINY = """\
 [data]
@@ -38,18 +25,6 @@ every = 7
 every = 10
 batches = 2
 """
-
-
-def run(*words, timeout: float = 120, **options) -> subprocess.CompletedProcess:
-    """Run a command of this environment and return what it printed."""
-    return subprocess.run(
-        [str(word) for word in words], env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout, **options
-    )
-
-
-def launcher(ranks: int, controller: str = "mpi") -> list[str]:
-    """The words before a command that start it on `ranks` ranks; none for a world of one."""
-    return [] if ranks == 1 else ["horovodrun", f"--{controller}", "-np", str(ranks)]
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import time
 
 import psutil
 import pytest
-from conftest import BIN, ENVIRONMENT, launcher, run
+from commands import BIN, ENVIRONMENT, launcher, run
 
 from analysis import __main__ as analysis
 from hvd_llm import __main__ as hvd_llm

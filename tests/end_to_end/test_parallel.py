@@ -4,7 +4,7 @@ import re
 import sys
 
 import pytest
-from conftest import launcher, run
+from commands import launcher, run
 
 
 @pytest.mark.slow

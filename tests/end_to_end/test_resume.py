@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, launcher, run
+from commands import ENVIRONMENT, launcher, run
 
 from hvd_llm import checkpoint
 from hvd_llm.comm.solo import Solo
@@ -93,3 +93,30 @@ def test_killed_while_writing_there_is_always_a_loadable_checkpoint(folder):
         newest = snapshot.progress["step"]
         assert all(tensor.eq(newest).all() for tensor in snapshot.model.values())
     assert unfinished > 0, "no kill came while a checkpoint was being written: the test proves nothing"
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(config, folder):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        done = run(*launcher(2), "hvd-llm", "train", config, "--out", folder / name, "--seed", seed, "--run.threads", 1)
+        assert done.returncode == 0, done.stderr
+    assert weights(folder / "a") == weights(folder / "b")
+    assert rows(folder / "a") == rows(folder / "b")
+    assert weights(folder / "a") != weights(folder / "c")
+
+
+@pytest.mark.slow
+def test_horovods_own_timeline_is_recorded_on_request(config, folder):
+    train = ["hvd-llm", "train", config, "--train.steps", 3, "--trace.horovod_timeline", "true"]
+    done = run(*launcher(2), *train, "--out", folder / "run")
+    assert done.returncode == 0, done.stderr
+    assert "bucket.0" in (folder / "run/trace/launch-0/horovod_timeline.json").read_text()
+
+
+@pytest.mark.slow
+def test_patience_stops_a_run_that_no_longer_improves(config, folder):
+    hopeless = ["--optimizer.lr", "1e-12", "--evaluate.every", 2, "--evaluate.patience", 2]
+    done = run("hvd-llm", "train", config, "--out", folder / "run", *hopeless)
+    assert done.returncode == 0, done.stderr
+    assert "no better score in 2 evaluations, stopping" in done.stderr
+    assert checkpoint.steps(folder / "run")[-1] < STEPS

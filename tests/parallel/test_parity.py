@@ -131,3 +131,37 @@ def test_drift_is_found(comm, folders):
             next(iter(together.state.parameters.values()))[0, 0] += 1e-6
     with pytest.raises(UserError, match=r"ranks \[1\] differ"):
         together.check_drift()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_and_ranks_agree(comm, folders, precision):
+    together = trainer(comm, settings(folders, "causal", train={"precision": precision}))
+    losses = [together.step()[0]["loss"] for _ in range(STEPS)]
+    assert losses[-1] < losses[0]
+    together.check_drift()
+
+
+def test_every_rank_halves_the_loss_scale_when_one_overflows(comm, folders):
+    together = trainer(comm, settings(folders, "causal", train={"precision": "fp16"}))
+    scale = together.state.loss_scale
+    if comm.rank == comm.size - 1:
+        poison = next(iter(together.state.parameters.values()))
+        hook = poison.register_hook(lambda gradient: gradient * float("inf"))
+    before = scale.value
+    row, _ = together.step()
+    if comm.rank == comm.size - 1:
+        hook.remove()
+    assert row["skipped"] == 1
+    assert scale.value == before / 2
+    together.step()
+    assert together.state.progress.skipped == 1
+    together.check_drift()
+
+
+def test_recomputed_activations_change_nothing(comm, folders):
+    plain = trainer(comm, settings(folders, "causal"), torch.float64)
+    thrifty = trainer(comm, settings(folders, "causal", train={"activation_checkpointing": True}), torch.float64)
+    for _ in range(3):
+        plain.step()
+        thrifty.step()
+    assert distance(thrifty.state.model, plain.state.model) < 1e-13

@@ -1,7 +1,7 @@
 """Every shipped configuration trains: two real steps, with the large ones narrowed."""
 
 import pytest
-from conftest import run
+from commands import run
 from small_corpus import make, paragraphs, sentences
 
 from hvd_llm import models

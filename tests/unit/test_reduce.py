@@ -1,0 +1,123 @@
+"""Buckets and the lockstep driver: pure logic, no Horovod."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from hvd_llm import mesh
+from hvd_llm.comm import WORLD
+from hvd_llm.comm.solo import Solo
+from hvd_llm.compress import registry
+from hvd_llm.compress.base import AllToAll, Gather, Sum
+from hvd_llm.errors import UserError
+from hvd_llm.reduce import lockstep
+from hvd_llm.reduce.buckets import allocate, plan, readiness_order
+from hvd_llm.reduce.reducer import Reducer
+from hvd_llm.trace import NoTrace
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 60))
+def test_a_plan_keeps_order_and_size(sizes, limit):
+    named = {str(i): size for i, size in enumerate(sizes)}
+    cuts = plan(named, list(named), limit)
+    assert [name for cut in cuts for name in cut] == list(named)
+    assert all(cut and (len(cut) == 1 or sum(named[name] for name in cut) <= limit) for cut in cuts)
+    for cut, following in pairwise(cuts):  # no bucket is cut without need
+        assert sum(named[name] for name in cut) + named[following[0]] > limit
+
+
+def test_buckets_are_flat_and_of_one_dtype():
+    parameters = {
+        "a": nn.Parameter(torch.zeros(2, 3)),
+        "b": nn.Parameter(torch.zeros(4, dtype=torch.bfloat16)),
+        "c": nn.Parameter(torch.zeros(5)),
+    }
+    buckets = allocate(parameters, ["c", "b", "a"], 1000)
+    assert [list(bucket.views) for bucket in buckets] == [["b"], ["c", "a"]]
+    for bucket in buckets:
+        bucket.flat.fill_(1)
+        assert all(view.eq(1).all() for view in bucket.views.values())
+        assert sum(view.numel() for view in bucket.views.values()) == bucket.flat.numel()
+
+
+def test_readiness_is_the_order_of_a_real_backward_pass():
+    first, last, unused = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    parameters = {"unused": unused.weight, "first": first.weight, "last": last.weight}
+    order = readiness_order(parameters, lambda: last(first(torch.ones(1, 2))).sum().backward())
+    assert order == ["last", "first", "unused"]
+    assert all(parameter.grad is None for parameter in parameters.values())
+
+
+def test_gradients_of_several_passes_add_up_in_their_buckets():
+    torch.manual_seed(0)
+    model, reference = nn.Linear(3, 2), nn.Linear(3, 2)
+    reference.load_state_dict(model.state_dict())
+    parameters = dict(model.named_parameters()) | {"unused": nn.Parameter(torch.ones(3))}
+    reducer = Reducer(parameters, list(parameters), registry.find("none"), Solo(), {"world": WORLD}, 16, NoTrace())
+    for _ in range(3):  # three steps of two passes each
+        inputs = torch.randn(2, 4, 3)
+        reducer.start()
+        model(inputs[0]).square().sum().backward()
+        reducer.last_pass()
+        model(inputs[1]).square().sum().backward()
+        reducer.finish()
+        reference.zero_grad()
+        sum(reference(part).square().sum() for part in inputs).backward()
+        assert parameters["unused"].grad.eq(0).all()
+        for mine, other in zip(model.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, other.grad)
+        homes = [bucket.flat.untyped_storage().data_ptr() for bucket in reducer.buckets]
+        assert all(p.grad.untyped_storage().data_ptr() in homes for p in parameters.values())
+        squares = sum(float(p.grad.square().sum()) for p in parameters.values())
+        assert float(reducer.norm()) == pytest.approx(squares**0.5)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7, 64])
+def test_lockstep_answers_every_request(ranks):
+    def compressor(gradient, state):
+        (gathered,) = [(yield Gather(gradient[:1]))]
+        received = yield AllToAll([gradient[:1] * r for r in range(ranks)])
+        state["received"] = torch.cat(received)
+        state["gathered"] = torch.cat(gathered)
+        return (yield Sum(gradient))
+
+    states = [{} for _ in range(ranks)]
+    results = lockstep.reduce(compressor, [torch.full((3,), float(r + 1)) for r in range(ranks)], states)
+    everyone = [float(r + 1) for r in range(ranks)]
+    for rank in range(ranks):
+        assert results[rank].tolist() == [sum(everyone)] * 3
+        assert states[rank]["gathered"].tolist() == everyone
+        assert states[rank]["received"].tolist() == [value * rank for value in everyone]
+    assert len({result.data_ptr() for result in results}) == ranks, "ranks share a tensor"
+
+
+def test_bfloat16_is_summed_in_float32_in_lockstep_too():
+    parts = [torch.tensor([1.0], dtype=torch.bfloat16)] + [torch.tensor([2**-8], dtype=torch.bfloat16)] * 8
+    (result, *_) = lockstep.reduce(registry.find("none"), [part.clone() for part in parts], [{} for _ in parts])
+    assert result.item() == 1 + 8 * 2**-8
+
+
+@pytest.mark.parametrize(("size", "pp", "tp"), [(1, 1, 1), (4, 1, 1), (8, 2, 2), (12, 3, 2), (6, 1, 3)])
+def test_a_mesh_covers_every_rank_once_per_axis(size, pp, tp):
+    meshes = [mesh.build(rank, ["host"] * size, pp, tp) for rank in range(size)]
+    for axis, length in (("dp", size // pp // tp), ("pp", pp), ("tp", tp)):
+        groups = {getattr(ranks, axis) for ranks in meshes}
+        assert sorted(rank for group in groups for rank in group.ranks) == list(range(size))
+        assert {len(group.ranks) for group in groups} == {length}
+    assert len({ranks.groups for ranks in meshes}) == 1, "every rank must register the same groups"
+    assert meshes[0].tp.ranks == tuple(range(tp)), "tp is innermost"
+
+
+def test_hosts_and_what_goes_across_them():
+    meshes = [mesh.build(rank, ["a", "b", "a", "b", "a"]) for rank in range(5)]
+    assert [ranks.node.ranks for ranks in meshes] == [(0, 2, 4), (1, 3), (0, 2, 4), (1, 3), (0, 2, 4)]
+    assert [ranks.across.ranks for ranks in meshes] == [(0, 1), (0, 1), (2, 3), (2, 3), (4,)]
+
+
+def test_a_mesh_that_does_not_fit_names_the_nearest_that_does():
+    with pytest.raises(UserError, match=r"6 ranks .* pp = 2 x tp = 2; the nearest product is 3"):
+        mesh.build(0, ["host"] * 6, pp=2, tp=2)

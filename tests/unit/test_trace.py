@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hvd_llm.trace import FIELDS, HEADER_BYTES, KINDS, RECORD, NoTrace, Trace
+
+DOCUMENT = (Path(__file__).parents[2] / "docs/run_folder.md").read_text()
+
+
+def read(path):
+    content = path.read_bytes()
+    header = json.loads(content[:HEADER_BYTES])
+    record = np.dtype([tuple(field) for field in header["record"]])
+    whole = (len(content) - HEADER_BYTES) // record.itemsize
+    return header, np.frombuffer(content, record, whole, HEADER_BYTES)
+
+
+def test_what_is_written_is_read_from_the_header_alone(tmp_path):
+    trace = Trace(tmp_path / "trace" / "rank-00003.trace", 3, 8)
+    trace.step = 7
+    trace.add("forward", 100, 250, index=2)
+    with trace.span("checkpoint", amount=12):
+        pass
+    trace.close()
+    header, records = read(tmp_path / "trace" / "rank-00003.trace")
+    assert (header["rank"], header["size"]) == (3, 8)
+    names = [header["kinds"][str(kind)]["name"] for kind in records["kind"]]
+    assert names == ["forward", "checkpoint"]
+    assert records[0][["start_ns", "end_ns", "step", "index"]].tolist() == (100, 250, 7, 2)
+    assert records["amount"].tolist() == [0, 12]
+
+
+def test_a_span_is_recorded_when_its_body_raises(tmp_path):
+    trace = Trace(tmp_path / "a.trace", 0, 1)
+    with pytest.raises(ZeroDivisionError), trace.span("evaluate"):
+        raise ZeroDivisionError
+    trace.close()
+    assert len(read(tmp_path / "a.trace")[1]) == 1
+
+
+def test_a_file_cut_short_keeps_its_whole_records(tmp_path):
+    path = tmp_path / "a.trace"
+    trace = Trace(path, 0, 1)
+    for _ in range(5):
+        trace.add("input", 1, 2)
+    trace.close()
+    path.write_bytes(path.read_bytes()[:-10])
+    assert len(read(path)[1]) == 4
+
+
+def test_a_trace_is_never_overwritten(tmp_path):
+    Trace(tmp_path / "a.trace", 0, 1).close()
+    with pytest.raises(FileExistsError):
+        Trace(tmp_path / "a.trace", 0, 1)
+
+
+def test_no_trace_takes_the_same_calls():
+    trace = NoTrace()
+    with trace.span("forward"):
+        trace.add("input", 1, 2)
+    trace.flush()
+    trace.close()
+
+
+def test_the_document_names_every_kind_and_field():
+    assert RECORD.size == np.dtype([tuple(field) for field in FIELDS]).itemsize == 32
+    table = DOCUMENT[DOCUMENT.index("| kind | span") :]
+    rows = [line.split("|")[1] for line in table.splitlines()[2:] if line.startswith("|")]
+    documented = {name.strip() for row in rows for name in row.split(",")}
+    assert documented >= KINDS.keys()
+    for name, _ in FIELDS:
+        assert name in DOCUMENT
