@@ -5,6 +5,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 
 from hvd_llm.errors import UserError, nearest
 from hvd_llm.launcher import Launch
@@ -81,6 +82,8 @@ def main() -> None:
     except UserError as error:
         if rank == 0 or not error.shared:
             print(f"hvd-llm: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(1)  # launchers end the job with its first process: rank 0 is to speak before
         _leave(2)
     except KeyboardInterrupt:
         _leave(128 + signal.SIGINT)

@@ -49,13 +49,15 @@ def folder(run: Path, step: int) -> Path:
 
 def steps(run: Path) -> list[int]:
     """Steps of a run's checkpoints, oldest first. A folder of this name is whole."""
-    return sorted(int(path.name.removeprefix(_PREFIX)) for path in (run / "checkpoints").glob(f"{_PREFIX}*"))
+    names = [path.name.removeprefix(_PREFIX) for path in (run / "checkpoints").glob(f"{_PREFIX}*")]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def save(run: Path, snapshot: Snapshot, assets: Callable[[Path], None], comm: Comm) -> int:
-    """Write one checkpoint and return its size in bytes (0 on other ranks than 0).
+    """Write one checkpoint and return its size in bytes (0 on other ranks than 0). Collective.
 
-    Collective only if a compressor keeps state: then every rank writes its own.
+    Rank 0 writes what all share, then every rank the state of its compressors. No rank goes on before the
+    checkpoint is whole: the time it takes lies between steps on every rank, and so does its failure.
 
     Args:
         assets: writes what the model needs to be rebuilt (its configuration, the tokenizer) into a folder.
@@ -65,18 +67,21 @@ def save(run: Path, snapshot: Snapshot, assets: Callable[[Path], None], comm: Co
     """
     final = folder(run, snapshot.progress["step"])
     draft = final.with_name(f".writing-{final.name}")
-    with _disk_trouble(final):
+    size = 0
+    with comm.together("write the checkpoint"), _disk_trouble(final):
         if comm.rank == 0:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
             save_file(snapshot.model, draft / "model.safetensors", {"format": "pt"})
             save_file(snapshot.optimizer, draft / "optimizer.safetensors")
             assets(draft)
+    with comm.together("write the compressors' state"), _disk_trouble(final):
         if snapshot.compressor:
-            comm.gather_objects("checkpoint.begin", None)
             save_file(snapshot.compressor, draft / f"compressor-{comm.rank:05d}.safetensors")
-            comm.gather_objects("checkpoint.end", None)
-        return _seal(draft, final, snapshot.progress) if comm.rank == 0 else 0
+    with comm.together("seal the checkpoint"), _disk_trouble(final):
+        if comm.rank == 0:
+            size = _seal(draft, final, snapshot.progress)
+    return size
 
 
 def _seal(draft: Path, final: Path, progress: dict[str, Any]) -> int:
@@ -84,11 +89,13 @@ def _seal(draft: Path, final: Path, progress: dict[str, Any]) -> int:
     files = [path for path in sorted(draft.rglob("*")) if path.is_file()]
     hashes = {str(path.relative_to(draft)): _sha256(path) for path in files}
     state = draft / "state.json"
-    state.write_text(json.dumps({"schema": SCHEMA, "progress": progress, "sha256": hashes}, indent=1))
-    for path in [*files, state, draft]:
+    record = {"schema": SCHEMA, "progress": progress, "progress_sha256": _digest(progress), "sha256": hashes}
+    state.write_text(json.dumps(record, indent=1))
+    folders = [path for path in draft.rglob("*") if path.is_dir()]
+    for path in [*files, state, *folders, draft]:
         _sync(path)
     if final.exists():  # the same step again, after resuming from an older one
-        shutil.rmtree(final)
+        _delete(final)
     draft.rename(final)
     _sync(final.parent)
     return sum(path.stat().st_size for path in [*(final / name for name in hashes), final / "state.json"])
@@ -98,12 +105,26 @@ def retain(run: Path, keep: int, always: set[int]) -> None:
     """Delete all but the newest `keep` checkpoints and those of the steps in `always`."""
     for step in steps(run)[:-keep]:
         if step not in always:
-            doomed = folder(run, step)
-            grave = doomed.with_name(f".deleting-{doomed.name}")
-            doomed.rename(grave)  # never half a checkpoint under its own name
-            shutil.rmtree(grave)
-    for leftover in (run / "checkpoints").glob(".*-step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+            _delete(folder(run, step))
+    for prefix in (".writing-", ".deleting-"):
+        for leftover in (run / "checkpoints").glob(f"{prefix}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _delete(doomed: Path) -> None:
+    """Never leave half a checkpoint under its own name."""
+    grave = doomed.with_name(f".deleting-{doomed.name}")
+    doomed.rename(grave)
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def set_aside(run: Path, after: int) -> None:
+    """Rename the (damaged) checkpoints newer than step `after`: nobody should count on them, or lose them."""
+    for step in steps(run):
+        if step > after:
+            damaged = folder(run, step)
+            shutil.rmtree(damaged.with_name(f".damaged-{damaged.name}"), ignore_errors=True)
+            damaged.rename(damaged.with_name(f".damaged-{damaged.name}"))
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -117,15 +138,16 @@ def verify(path: Path) -> dict[str, Any]:
         if state["schema"] != SCHEMA:
             raise UserError(f"checkpoint {path} has schema {state['schema']!r}; this version reads {SCHEMA!r}")
         for name, expected in state["sha256"].items():
-            if ".." in Path(name).parts or _sha256(path / name) != expected:
+            if ".." in Path(name).parts or Path(name).is_absolute() or _sha256(path / name) != expected:
                 raise UserError(f"checkpoint {path} is damaged: {name} does not match its SHA-256")
-        step = state["progress"]["step"]
+        if _digest(state["progress"]) != state["progress_sha256"]:
+            raise UserError(f"checkpoint {path} is damaged: its progress does not match its SHA-256")
+        if folder(path.parents[1], state["progress"]["step"]).name != path.name:
+            raise UserError(f"checkpoint {path} is damaged: it says it is of step {state['progress']['step']}")
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {path} is incomplete: {Path(error.filename).name} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint {path} is damaged: its state.json cannot be read ({error})") from None
-    if folder(path.parents[1], step).name != path.name:
-        raise UserError(f"checkpoint {path} is damaged: it says it is of step {step}")
     return state["progress"]
 
 
@@ -182,7 +204,8 @@ def find(run: Path, step: str | int = "latest") -> Path:
     if step == "latest":
         return folder(run, have[-1])
     if step == "best":
-        return folder(run, verify(folder(run, have[-1]))["best_step"] or have[-1])
+        best = verify(folder(run, have[-1]))["best_step"]
+        return folder(run, best if best in have else have[-1])
     if not str(step).isdigit() or int(step) not in have:
         raise UserError(f"{run} has no checkpoint {step!r}; there are latest, best, {', '.join(map(str, have))}")
     return folder(run, int(step))
@@ -195,6 +218,10 @@ def _disk_trouble(final: Path):
     except (OSError, SafetensorError) as error:
         shutil.rmtree(final.with_name(f".writing-{final.name}"), ignore_errors=True)
         raise UserError(f"cannot write the checkpoint {final}: {error}") from None
+
+
+def _digest(progress: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(progress, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -113,7 +113,7 @@ class Optimizer:
     eps: PositiveFloat = 1e-8
     """adamw: added to the root of the second moment."""
     weight_decay: NonNegativeFloat = 0.1
-    """Decoupled decay of matrices; biases, norms and other vectors have none."""
+    """Decay of matrices (decoupled in adamw); biases, norms and other vectors have none."""
     clip_norm: NonNegativeFloat = 1.0
     """Largest global gradient norm. 0: no clipping."""
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
@@ -268,6 +268,7 @@ def check(config: Config) -> None:
             "data.task is 'causal', which needs model.family 'gpt2' or 'llama', not 'bert'",
         ),
         (data.whole_word and data.task != "masked", "data.whole_word needs data.task 'masked'"),
+        (data.sequence_length < 3, f"data.sequence_length is {data.sequence_length}; at least 3 hold a target"),
         (
             bool(train.steps) == bool(train.epochs),
             f"give one of train.steps and train.epochs (they are {train.steps} and {train.epochs:g})",

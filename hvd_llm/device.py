@@ -40,9 +40,13 @@ def choose(wanted: str, local_rank: int) -> torch.device:
     return device
 
 
-def use_threads(wanted: int, local_size: int) -> int:
-    """Set and return the number of CPU threads: the cores divided among the ranks here if `wanted` is 0."""
-    threads = wanted or max(1, cores.usable() // local_size)
+def use_threads(wanted: int, sharing: int) -> int:
+    """Set and return the number of CPU threads; if `wanted` is 0, this rank's part of its cores.
+
+    Args:
+        sharing: ranks that may use the very same cores: all of a host, or one where a launcher binds ranks.
+    """
+    threads = wanted or max(1, cores.usable() // sharing)
     torch.set_num_threads(threads)
     return threads
 
@@ -54,9 +58,12 @@ def keep_freed_memory() -> None:
     kernel clears every page each time. Other C libraries are left alone.
     """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        for parameter, value in ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
-            libc.mallopt(parameter, value)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return
+    # glibc before 2.35 takes 32 MiB at most; the rest alone would make things worse.
+    if libc.mallopt(_M_MMAP_THRESHOLD, 2**30) or libc.mallopt(_M_MMAP_THRESHOLD, 2**25):
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_TOP_PAD, 2**26)
 
 
 def peak_flops(device: torch.device, precision: str) -> float:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from hvd_llm.errors import UserError
 from hvd_llm.start import start
 
 
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from hvd_llm import config as configuration
-    from hvd_llm import runfolder
+    from hvd_llm import device, runfolder
 
     config, comm = start(lambda: configuration.resolve(runfolder.read(args.run)["config"]))
     from hvd_llm.data import open_dataset
@@ -30,8 +31,17 @@ def run(args: argparse.Namespace) -> None:
 
     with comm.together("read the checkpoint and the data"):
         model, _, _ = runfolder.load_model(args.run, args.step)
+        device.use_threads(config.run.threads, comm.local_size)
+        model.to(device.choose(config.run.device, comm.local_rank))
         config = replace(config, data=replace(config.data, path=args.data or config.data.path))
-        split = batches(config, open_dataset(config.data.path), args.split)
+        dataset = open_dataset(config.data.path)
+        theirs, ours = (dataset.vocabulary, len(dataset.labels)), (model.config.vocab_size, model.config.num_labels)
+        if theirs[0] > ours[0] or theirs[1] > ours[1]:
+            raise UserError(
+                f"{config.data.path} has {theirs[0]} token ids and {theirs[1]} labels, more than the model's "
+                f"{ours[0]} and {ours[1]}: it is not the data of this run"
+            )
+        split = batches(config, dataset, args.split)
     score, _ = evaluate(model, split, config.data.task, comm, config.train.micro_batch)
     if comm.rank == 0:
         print(f"loss {score.loss:.4f}", *(f"{name} {value:.4f}" for name, value in score.measures.items()), sep="\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from hvd_llm.errors import UserError
 from hvd_llm.evaluate import Score
 
 COLUMNS = [
@@ -30,14 +31,21 @@ class MetricsFile:
     """metrics.csv: one row per log interval and per evaluation; flushed row by row."""
 
     def __init__(self, path: Path, first_step: int):
-        """Open `path` to append; rows of steps that a resume will repeat are dropped."""
+        """Open `path` to append; rows of steps that a resume will repeat are dropped.
+
+        Raises:
+            UserError: what is there cannot be read.
+        """
         kept = []
         if path.exists():
-            with open(path, newline="") as file:
-                kept = [row for row in csv.DictReader(file) if row["step"] and int(row["step"]) <= first_step]
+            try:
+                with open(path, newline="") as file:
+                    kept = [row for row in csv.DictReader(file, restval="") if int(row["step"]) <= first_step]
+            except (ValueError, KeyError, csv.Error) as error:
+                raise UserError(f"{path} cannot be continued: {error}; move it away to go on without it") from None
         draft = path.with_suffix(".csv.writing")
         with open(draft, "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
         draft.rename(path)

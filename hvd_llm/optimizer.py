@@ -71,9 +71,9 @@ def named_state(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> d
 
 
 def load_named_state(optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Undo `named_state`: slots that are absent start afresh, as they were before the first step."""
+    """Undo `named_state`, with copies: slots that are absent start afresh, as they were before the first step."""
     optimizer.state.clear()
     for key, value in state.items():
         slot, name = key.split("/", 1)
         # The fused kernels keep their step count beside the parameters.
-        optimizer.state[parameters[name]][slot] = value.to(parameters[name].device)
+        optimizer.state[parameters[name]][slot] = value.to(parameters[name].device, copy=True)

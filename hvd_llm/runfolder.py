@@ -63,6 +63,12 @@ def read(run: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
         if record["schema"] != SCHEMA:
             raise UserError(f"{path} has schema {record['schema']!r}; this version reads {SCHEMA!r}")
+        for key, kind in (("config", dict), ("model", dict), ("data", dict), ("launches", list)):
+            if not isinstance(record[key], kind):
+                raise TypeError(f"{key!r} is no {kind.__name__}")
+        if not all(isinstance(section, dict) for section in record["config"].values()):
+            raise TypeError("a section of 'config' is no dict")
+        _ = record["data"]["fingerprint"] + "", record["model"]["flops_per_token"] + 0
     except FileNotFoundError:
         raise UserError(f"{run} is not a run folder: it has no run.json") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -78,7 +84,10 @@ def start(run: Path, config: configuration.Config, dataset: Dataset, model: nn.M
     """
     if config.run.resume == "auto" and (run / "run.json").exists():
         _check_same(read(run), config, dataset.fingerprint)
-        return checkpoint.newest_whole(run, warn=lambda line: print(f"warning: {line}", file=sys.stderr))
+        found = checkpoint.newest_whole(run, warn=lambda line: print(f"warning: {line}", file=sys.stderr))
+        if found:
+            checkpoint.set_aside(run, checkpoint.verify(found)["step"])
+        return found
     _check_new(run)
     record = {
         "schema": SCHEMA,
@@ -133,7 +142,10 @@ def load_model(
     record = read(run)
     path = checkpoint.find(run, step)
     checkpoint.verify(path)
-    tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer", local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a broken file makes transformers or tokenizers raise
+        raise UserError(f"cannot load the tokenizer in {path}: {str(error).splitlines()[0]}") from None
     return models.from_checkpoint(path), tokenizer, configuration.resolve(record["config"])
 
 

@@ -32,7 +32,7 @@ FIELDS = [
 # name: (number on disk, what `index` counts, what `amount` is)
 KINDS = {
     "step": (1, None, "input tokens of this rank"),
-    "input": (2, "micro-batch", None),
+    "input": (2, None, None),
     "forward": (3, "micro-batch", None),
     "backward": (4, "micro-batch", None),
     "bucket_queue": (5, "bucket", None),  # from the last gradient's arrival to the first request

@@ -5,7 +5,9 @@ order of the data, its masks and dropout are pure functions of (seed, step).
 """
 
 import math
+import os
 import socket
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -38,9 +40,11 @@ def train(config: Config, name: str, comm: Comm) -> Path:
     Raises:
         UserError: the same on every rank.
     """
+    hosts = comm.gather_objects("hosts", socket.gethostname())
+    places = comm.gather_objects("cores", [socket.gethostname(), *sorted(os.sched_getaffinity(0))])
+    threads = device.use_threads(config.run.threads, places.count(places[comm.rank]))
     with comm.together("read the data, build the model"):
         where = device.choose(config.run.device, comm.local_rank)
-        threads = device.use_threads(config.run.threads, comm.local_size)
         device.keep_freed_memory()
         dataset = open_dataset(config.data.path)
         training, validation = (batches(config, dataset, split) for split in ("train", "validation"))
@@ -48,6 +52,8 @@ def train(config: Config, name: str, comm: Comm) -> Path:
             raise UserError(f"train.global_batch is {config.train.global_batch}, fewer than the {comm.size} ranks")
         model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(where)
         compressor = registry.find(config.reduce.compressor)
+    comm.require_same("configuration", asdict(replace(config, run=replace(config.run, dir="", threads=0))))
+    comm.require_same("prepared data", dataset.fingerprint)
 
     run = Path(comm.broadcast_object("run.dir", config.run.dir or runfolder.default(name, comm.size)))
     resume = None
@@ -59,10 +65,10 @@ def train(config: Config, name: str, comm: Comm) -> Path:
     with comm.together("load the checkpoint"):
         if resume:
             state.restore(Path(resume), comm.rank)
+    comm.require_same("checkpoint", [asdict(state.progress), int(fingerprint(state.snapshot().optimizer))])
     comm.broadcast(models.tensors(model))
 
     steps = config.train.steps or math.ceil(config.train.epochs * training.steps_per_epoch)
-    hosts = comm.gather_objects("hosts", socket.gethostname())
     launch, witness = 0, Silence()
     if comm.rank == 0:
         about = runfolder.launch(state.progress.step, hosts, comm.controller, threads, where)
@@ -73,7 +79,9 @@ def train(config: Config, name: str, comm: Comm) -> Path:
             f"{run}: {sum(map(Tensor.numel, model.parameters())):,} parameters, {comm.size} ranks, {steps} steps"
         )
     trace = _open_trace(config, run / "trace" / f"launch-{comm.broadcast_object('launch', launch)}", comm)
-    trainer = Trainer(config, comm, state, mesh.build(comm.rank, hosts), training, validation, compressor, steps, trace)
+    ranks = mesh.build(comm.rank, hosts)
+    comm.register(registry.groups(compressor, ranks.groups))
+    trainer = Trainer(config, comm, state, ranks, training, validation, compressor, steps, trace)
     try:
         _loop(trainer, run, witness)
     finally:
@@ -84,26 +92,29 @@ def train(config: Config, name: str, comm: Comm) -> Path:
 
 def _loop(trainer: "Trainer", run: Path, witness: Metrics) -> None:
     config, progress = trainer.config, trainer.state.progress
-    while progress.step < trainer.steps:
+    give_up = 0 < config.evaluate.patience <= progress.evaluations_since_best
+    while progress.step < trainer.steps and not give_up:
         row, count = trainer.step()
         last = progress.step == trainer.steps
         witness.step(progress.step, last or _due(progress.step, config.train.log_every), row, count)
 
-        improved, give_up = False, False
-        if last or _due(progress.step, config.evaluate.every):
+        evaluates = last or _due(progress.step, config.evaluate.every)
+        checks = _due(progress.step, config.train.drift_check_every)
+        improved = False
+        if checks:  # before a checkpoint that would keep what is wrong
+            trainer.check_drift()
+        if evaluates:
             witness.evaluation(progress.step, trainer.evaluate())
             improved = progress.best_step == progress.step
             give_up = 0 < config.evaluate.patience <= progress.evaluations_since_best
-        if last or give_up or _due(progress.step, config.checkpoint.every) or (improved and config.checkpoint.best):
+        saves = last or give_up or _due(progress.step, config.checkpoint.every) or (improved and config.checkpoint.best)
+        if saves:
             trainer.save(run)
-        if _due(progress.step, config.train.drift_check_every):
-            trainer.check_drift()
-
+        if evaluates or checks or saves:
+            witness.resume_clock()  # none of it is training
         trainer.trace.flush()
-        witness.resume_clock()
-        if give_up:
-            witness.say(f"step {progress.step}: no better score in {config.evaluate.patience} evaluations, stopping")
-            return
+    if give_up:
+        witness.say(f"step {progress.step}: no better score in {config.evaluate.patience} evaluations, stopping")
 
 
 class Trainer:
@@ -162,6 +173,7 @@ class Trainer:
         totals = totals or self._share(loss_total, *counts)  # where no sequence of this batch is ours
         self.reducer.finish()
         loss_sum, all_targets, all_tokens = totals.wait().tolist()
+        all_targets = max(all_targets, 1.0)  # a batch whose every label is missing
 
         with trace.span("optimizer"):
             row = self._update(self.nominal / all_targets / self.state.loss_scale.value)

@@ -1,10 +1,13 @@
 """`hvd-llm train CONFIG [--section.key value …]`."""
 
 import argparse
+import errno
 
 from hvd_llm import config as configuration
 from hvd_llm.errors import UserError
 from hvd_llm.start import start
+
+_DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 
 # What people type most, without its section.
 _SHORT = {"--resume": "run.resume", "--out": "run.dir", "--seed": "run.seed"}
@@ -50,7 +53,12 @@ def run(args: argparse.Namespace) -> None:
     # Imported once the settings are known to be good: this is where PyTorch and transformers come in.
     from hvd_llm.train import train
 
-    folder = train(config, args.config, comm)
+    try:
+        folder = train(config, args.config, comm)
+    except OSError as error:
+        if error.errno in _DISK_TROUBLE:
+            raise UserError(f"the run cannot be written: {error}") from None
+        raise
     if comm.rank == 0:
         print(f"The run is in {folder}.")
     comm.close()

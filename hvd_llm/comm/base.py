@@ -104,6 +104,17 @@ class Comm(ABC):
         """Rank 0's JSON value, on every rank."""
         return self.gather_objects(name, value if self.rank == 0 else None)[0]
 
+    def require_same(self, what: str, value: Any) -> None:
+        """Compare a JSON value across ranks.
+
+        Raises:
+            UserError: on every rank, naming the first one that differs from rank 0.
+        """
+        values = self.gather_objects(f"same.{what}", value)
+        odd = next((rank for rank, other in enumerate(values) if other != values[0]), None)
+        if odd is not None:
+            raise UserError(f"rank {odd} has another {what} than rank 0: every host needs the same", shared=True)
+
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
         """Run the body on all ranks; if it raises UserError on any, raise the first one's on all.

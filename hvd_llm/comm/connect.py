@@ -18,10 +18,13 @@ def connect(cycle_ms: float = 0) -> Comm:
         cycle_ms: how often Horovod looks for new operations, in milliseconds; 0 chooses for this machine.
 
     Raises:
-        UserError: a launcher started several ranks but Horovod is not installed.
+        UserError: a launcher started several ranks but Horovod is not installed, or sees another world.
     """
     launch = Launch.from_environment()
     if launch.by is None:
+        tasks = os.environ.get("SLURM_NTASKS", "1")
+        if "SLURM_STEP_ID" in os.environ and tasks != "1":
+            raise UserError(f"srun started {tasks} tasks, which Horovod cannot join; use mpirun in the allocation")
         return Solo()
     if importlib.util.find_spec("horovod") is None:
         raise UserError(
@@ -32,7 +35,7 @@ def connect(cycle_ms: float = 0) -> Comm:
         os.environ.setdefault(name, value)  # what the user exported wins
     from hvd_llm.comm.hvd import HvdComm
 
-    return HvdComm()
+    return HvdComm(launch)
 
 
 def settings(cycle_ms: float) -> dict[str, str]:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from hvd_llm.comm.base import WORLD, Comm, Group
 from hvd_llm.comm.solo import Done
+from hvd_llm.errors import UserError
+from hvd_llm.launcher import Launch
 
 # Horovod's own wait spins; its background thread needs that core when there are as many ranks as cores.
 _POLL_S = 50e-6
@@ -34,9 +36,19 @@ class HvdHandle:
 
 
 class HvdComm(Comm):
-    def __init__(self):
-        """Join the world the launcher made. Collective."""
+    def __init__(self, launch: Launch):
+        """Join the world the launcher made. Collective.
+
+        Raises:
+            UserError: Horovod finds another world than the launcher's, as with the wrong MPI.
+        """
         hvd.init(process_sets="dynamic")
+        if (hvd.rank(), hvd.size()) != (launch.rank, launch.size):
+            raise UserError(
+                f"{launch.by} started {launch.size} ranks but Horovod sees {hvd.size()}, as if built with another MPI: "
+                "load the one you launch with and run: hvd-llm install-horovod --force",
+                shared=True,
+            )
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         self.controller = "mpi" if hvd.mpi_enabled() else "gloo"

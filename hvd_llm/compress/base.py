@@ -7,6 +7,9 @@ A driver runs it: it carries out each request among the ranks of a group and sen
 the generator, whose return value is the sum over the group, shaped like `gradient` and the same on all ranks.
 The generator knows no transport, so the same code runs over Horovod, on simulated ranks, or to be priced.
 
+A compressor that asks for other groups than "world" names them in an attribute, so that they are made before
+training starts: `none.groups = ("node", "across")`.
+
 `state` is a dict of tensors, empty at first, that belongs to this gradient (bucket or parameter) on this
 rank; whatever is kept in it is checkpointed. A tensor that was yielded belongs to the driver, which may
 overwrite it.

@@ -1,5 +1,6 @@
 """Compressors by name: ours and those of any installed package, from one entry-point group."""
 
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 
 from hvd_llm.compress.base import Compressor
@@ -11,6 +12,12 @@ GROUP = "hvd_llm.compressors"
 def names() -> list[str]:
     """The names that `reduce.compressor` accepts here."""
     return sorted({point.name for point in entry_points(group=GROUP)})
+
+
+def groups(compressor: Compressor, of_the_mesh: Sequence) -> list:
+    """Those of the mesh's groups that a compressor names in its attribute `groups`, such as ("node", "across")."""
+    wanted = getattr(compressor, "groups", ())
+    return [group for group in of_the_mesh if group.name.partition(".")[0] in wanted]
 
 
 def find(name: str) -> Compressor:

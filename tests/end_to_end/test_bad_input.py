@@ -225,6 +225,9 @@ def test_one_sentence_of_the_analysis(place, capsys, monkeypatch, typed, mishap,
     assert named in said
 
 
+SENTENCE = "hvd-llm: rank 1: data is not a prepared folder"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("controller", ["mpi", "gloo"])
 def test_no_rank_is_left_behind(place, controller):
@@ -245,31 +248,44 @@ def test_no_rank_is_left_behind(place, controller):
     shutil.copy(place / "good.toml", elsewhere)
     mark = f"mark-{os.getpid()}-{controller}"
     command = [*launcher(2, controller), "python", str(script), "train", "good.toml", "--out", mark, str(elsewhere)]
-    began = time.monotonic()
-    done = subprocess.run(command, env=ENVIRONMENT, cwd=place, capture_output=True, text=True, timeout=90)
-    said = done.stdout + done.stderr
-    assert done.returncode != 0
-    assert said.count("hvd-llm: rank 1: data is not a prepared folder") == 1, said
-    assert "rank.py" not in said, "a rank printed a traceback"
-    deadline = max(10.0, 10 - (time.monotonic() - began))
-    while time.monotonic() < began + 90 and any(mark in " ".join(p.info["cmdline"] or []) for p in processes()):
-        time.sleep(0.2)
-        deadline -= 0.2
-        assert deadline > 0, "a rank is left behind"
-
-
-def processes():
-    return psutil.process_iter(["cmdline"])
+    options = {"env": ENVIRONMENT, "cwd": place, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
+        said = []
+        while not said or SENTENCE not in said[-1]:
+            said.append(process.stdout.readline())
+            assert said[-1], "".join(said)
+        began = time.monotonic()
+        while ranks := [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]:
+            assert time.monotonic() - began < 10, f"left behind: {ranks}"
+            time.sleep(0.1)
+        said += process.stdout.readlines()
+    assert process.returncode != 0
+    assert sum(SENTENCE in line for line in said) == 1, "".join(said)
+    assert not any("rank.py" in line for line in said), "a rank printed a traceback"
 
 
 @pytest.mark.slow
-def test_full_disk_loses_nothing(place):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_full_disk_loses_nothing(place, ranks):
     """A checkpoint that does not fit: one sentence, and the older checkpoints still load."""
     limited = ["bash", "-c", 'ulimit -f 150; trap "" XFSZ; exec "$@"', "limited"]
-    done = run(*limited, BIN / "hvd-llm", *RESUME.split(), "--train.steps", 30, "--trace.enabled", "false", cwd=place)
-    assert done.returncode == 2, done.stderr
-    assert "checkpoint" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    # Gloo: MPI keeps shared memory in files, which the limit would hit as well
+    train = [
+        *launcher(ranks, "gloo"),
+        BIN / "hvd-llm",
+        *RESUME.split(),
+        "--train.steps",
+        30,
+        "--trace.enabled",
+        "false",
+    ]
+    done = run(*limited, *train, "--train.steps", 30, "--trace.enabled", "false", cwd=place)
+    said = [line for line in done.stderr.splitlines() if "hvd-llm: " in line]
+    assert len(said) == 1, done.stderr
+    assert "cannot write the checkpoint" in said[0]
+    if ranks == 1:  # horovodrun over Gloo has an exit code and a traceback of its own
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
     assert run(BIN / "hvd-llm", "evaluate", "run", cwd=place).returncode == 0
 
 

@@ -1,5 +1,6 @@
 """Killed at any moment, a run continues as if nothing had happened."""
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 import torch
 from commands import ENVIRONMENT, launcher, run
@@ -28,6 +30,16 @@ def rows(folder) -> list[str]:
     return [",".join(cell for i, cell in enumerate(line.split(",")) if i not in timed) for line in lines]
 
 
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to the launcher and to every rank, and wait until they are gone."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=20)
+
+
 def train_until_killed(command: list, folder, after_rows: int, rng: random.Random) -> bool:
     """Start training, kill it without warning once metrics.csv has so many rows; False if it ended before."""
     process = subprocess.Popen(
@@ -37,8 +49,7 @@ def train_until_killed(command: list, folder, after_rows: int, rng: random.Rando
     while process.poll() is None:
         if metrics.exists() and metrics.read_text().count("\n") > after_rows:
             time.sleep(rng.uniform(0, 0.05))
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            kill(process)
             return True
         time.sleep(0.005)
     assert process.returncode == 0
@@ -54,8 +65,10 @@ def test_kill_and_resume_gives_the_same_bits(config, folder, ranks, kills):
 
     rng = random.Random(ranks)
     command = [*train, "--resume", "auto", "--out", str(folder / "killed")]
-    moments = sorted(rng.sample(range(2, STEPS), kills))
-    assert all(train_until_killed(command, folder / "killed", moment, rng) for moment in moments)
+    moments = sorted(rng.sample(range(2, STEPS - 5), kills))
+    for moment in moments:
+        assert train_until_killed(command, folder / "killed", moment, rng)
+        assert STEPS not in checkpoint.steps(folder / "killed"), "the kill came after the end"
     assert not train_until_killed(command, folder / "killed", 10 * STEPS, rng)
 
     assert weights(folder / "killed") == weights(folder / "whole")

@@ -3,11 +3,15 @@
 import pytest
 import torch
 
+from hvd_llm import mesh
 from hvd_llm.comm import WORLD
 from hvd_llm.compress import registry
 from hvd_llm.compress.base import AllToAll, Gather, Sum
+from hvd_llm.errors import UserError
 from hvd_llm.reduce import lockstep
 from hvd_llm.reduce.exchange import Exchange
+from hvd_llm.reduce.reducer import Reducer
+from hvd_llm.trace import NoTrace
 
 GROUPS = {"world": WORLD}
 
@@ -64,3 +68,34 @@ def test_payload_is_counted(comm):
     exchange = Exchange("payload", registry.find("none")(torch.zeros(1000), {}), comm, GROUPS)
     exchange.finish()
     assert exchange.payload_bytes == 4000
+
+
+def over_node_then_across(gradient, state):
+    within = yield Sum(gradient, "node")
+    return (yield Sum(within, "across"))
+
+
+over_node_then_across.groups = ("node", "across")
+
+
+def test_a_compressor_gets_the_groups_that_it_names(comm):
+    """Two ranks on every host; what comes back is the sum of the nodes' sums."""
+    hosts = [f"host{r // 2}" for r in range(comm.size)]
+    ranks = mesh.build(comm.rank, hosts)
+    comm.register(registry.groups(over_node_then_across, ranks.groups))
+    parameters = {"weight": torch.nn.Parameter(torch.zeros(3))}
+    groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
+    reducer = Reducer(parameters, ["weight"], over_node_then_across, comm, groups, 1000, NoTrace())
+    reducer.start()
+    reducer.last_pass()
+    (parameters["weight"] * (comm.rank + 1.0)).sum().backward()
+    reducer.finish()
+    nodes = [mesh.build(r, hosts).node.ranks for r in ranks.across.ranks]
+    assert parameters["weight"].grad.tolist() == [sum(r + 1.0 for node in nodes for r in node)] * 3
+
+
+def test_what_must_be_the_same_everywhere(comm):
+    comm.require_same("number of layers", 4)
+    if comm.size > 1:
+        with pytest.raises(UserError, match=f"rank {comm.size - 1} has another corpus than rank 0"):
+            comm.require_same("corpus", "mine" if comm.rank == comm.size - 1 else "yours")

@@ -104,3 +104,27 @@ def test_a_fingerprint_sees_one_bit_and_where_it_is(dtype):
     tensors["b"][2] = 1
     in_b = fingerprint(tensors)
     assert len({int(before), int(in_a), int(in_b)}) == 3
+
+
+def test_a_changed_counter_is_found(run):
+    path = checkpoint.folder(run, 3) / "state.json"
+    path.write_text(path.read_text().replace('"best_step": 1', '"best_step": 2'))
+    with pytest.raises(UserError, match="progress does not match"):
+        checkpoint.load(checkpoint.folder(run, 3), rank=0)
+
+
+def test_what_is_newer_than_the_one_resumed_is_set_aside_not_counted(run):
+    checkpoint.set_aside(run, after=1)
+    assert checkpoint.steps(run) == [1]
+    assert len(list((run / "checkpoints").glob(".damaged-*"))) == 2
+    save(run, 2)
+    checkpoint.retain(run, keep=2, always=set())
+    assert checkpoint.steps(run) == [1, 2]
+
+
+def test_a_users_copy_of_a_checkpoint_is_left_alone(run):
+    copy = run / "checkpoints/step-00000001.bak"
+    copy.mkdir()
+    checkpoint.retain(run, keep=1, always=set())
+    assert checkpoint.steps(run) == [3]
+    assert copy.is_dir()

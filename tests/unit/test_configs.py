@@ -31,7 +31,7 @@ def test_the_promised_configurations_are_there():
 @pytest.mark.parametrize("name", shipped())
 def test_its_comment_says_how_it_is_launched_and_what_it_needs(name):
     text = comment(name)
-    assert re.search(rf"hvd-llm train {name}\b|train\.sbatch {name}\b", text)
+    assert re.search(rf"hvd-llm train {name}\b", text)
     assert re.search(r"Memory: \d", text)
     assert f"--out {load(name).data.path}" in text, "the comment prepares other data than the settings read"
 
