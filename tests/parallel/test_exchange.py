@@ -44,7 +44,7 @@ def test_both_drivers_give_the_same_bits(comm, compressor, eager):
 
     if comm.size <= 2:  # one addition has one order; from three ranks on the network may choose another
         assert torch.equal(result, simulated[comm.rank])
-    torch.testing.assert_close(result, simulated[comm.rank], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(result, simulated[comm.rank], rtol=1e-5, atol=1e-6)
     everywhere = comm.gather_async(f"same.{compressor.__name__}.{eager}", result).wait()
     assert all(torch.equal(other, everywhere[0]) for other in everywhere)
     assert all(torch.equal(state[key], simulated_states[comm.rank][key]) for key in state)
@@ -61,7 +61,7 @@ def test_exchanges_overlap_whatever_their_order(comm):
         expected = lockstep.reduce(
             three_rounds, [gradient_of(10 * k + r) for r in range(comm.size)], [{} for _ in range(comm.size)]
         )
-        torch.testing.assert_close(exchanges[k].finish(), expected[comm.rank], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(exchanges[k].finish(), expected[comm.rank], rtol=1e-5, atol=1e-6)
 
 
 def test_payload_is_counted(comm):
