@@ -11,11 +11,12 @@ from hvd_llm.errors import UserError
 from hvd_llm.launcher import Launch
 
 
-def connect(cycle_ms: float = 0) -> Comm:
+def connect(cycle_ms: float = 0, timeline: bool = False) -> Comm:
     """Return this process's `Comm`. Collective when a launcher started it.
 
     Args:
         cycle_ms: how often Horovod looks for new operations, in milliseconds; 0 chooses for this machine.
+        timeline: `Comm.start_timeline` will be called.
 
     Raises:
         UserError: a launcher started several ranks but Horovod is not installed, or sees another world.
@@ -31,14 +32,14 @@ def connect(cycle_ms: float = 0) -> Comm:
             f"{launch.by} started {launch.size} ranks but Horovod is not installed; run: hvd-llm install-horovod",
             shared=True,
         )
-    for name, value in settings(cycle_ms).items():
+    for name, value in settings(cycle_ms, timeline).items():
         os.environ.setdefault(name, value)  # what the user exported wins
     from hvd_llm.comm.hvd import HvdComm
 
     return HvdComm(launch)
 
 
-def settings(cycle_ms: float) -> dict[str, str]:
+def settings(cycle_ms: float, timeline: bool = False) -> dict[str, str]:
     """Environment for Horovod and MPI that suits flat buckets on hosts whose cores all compute."""
     return {
         "HOROVOD_CYCLE_TIME": f"{cycle_ms or (1 if torch.cuda.is_available() else 10):g}",
@@ -46,4 +47,6 @@ def settings(cycle_ms: float) -> dict[str, str]:
         "HOROVOD_FUSION_THRESHOLD": "0",
         # A waiting MPI rank gives its core away: with a rank on every core it would slow its neighbour.
         "OMPI_MCA_mpi_yield_when_idle": "1",
+        # Lets the timeline be started later, when the run folder is known.
+        **({"HOROVOD_TIMELINE": "DYNAMIC"} if timeline else {}),
     }

@@ -9,6 +9,7 @@ import time
 
 import psutil
 import pytest
+import small_corpus
 from small_corpus import make, paragraphs
 
 from hvd_llm.data import index, open_dataset, plan
@@ -98,7 +99,7 @@ def test_killed_with_workers(texts, tmp_path, monkeypatch):
     """)
     (tmp_path / "script.py").write_text(script.replace("sys.argv[2]", "__import__('pathlib').Path(sys.argv[2])"))
     out = tmp_path / "out"
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(small_corpus.__file__)}
     process = subprocess.Popen([sys.executable, tmp_path / "script.py", texts, out], env=environment)
     while not list((out / ".work").glob("texts-*")):
         assert process.poll() is None, "it ended before it could be killed"
