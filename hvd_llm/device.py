@@ -46,7 +46,7 @@ def use_threads(wanted: int, sharing: int) -> int:
     Args:
         sharing: ranks that may use the very same cores: all of a host, or one where a launcher binds ranks.
     """
-    threads = wanted or max(1, cores.usable() // sharing)
+    threads = wanted or cores.share(sharing)
     torch.set_num_threads(threads)
     return threads
 

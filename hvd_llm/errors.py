@@ -26,3 +26,9 @@ def nearest(name: str, allowed) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; allowed: {', '.join(allowed)}"
+
+
+def first_line(error: Exception) -> str:
+    """What somebody else's exception says, cut to one line; its type if it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -21,7 +21,7 @@ from hvd_llm import checkpoint, cores, models
 from hvd_llm import config as configuration
 from hvd_llm.comm import Comm
 from hvd_llm.data import Dataset
-from hvd_llm.errors import UserError
+from hvd_llm.errors import UserError, first_line
 from hvd_llm.state import State
 
 SCHEMA = "hvd_llm.run/1"
@@ -145,7 +145,7 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer", local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a broken file makes transformers or tokenizers raise
-        raise UserError(f"cannot load the tokenizer in {path}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot load the tokenizer in {path}: {first_line(error)}") from None
     return models.from_checkpoint(path), tokenizer, configuration.resolve(record["config"])
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from hvd_llm.data import index as indexes
-from hvd_llm.errors import UserError, nearest
+from hvd_llm.errors import UserError, first_line, nearest
 
 LABEL_TYPES = {"classify": np.dtype("<i4"), "tag": np.dtype("<i2")}
 OFFSET_TYPE = np.dtype("<i8")
@@ -89,7 +89,7 @@ class Dataset:
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers and tokenizers raise many types for a damaged file
-            raise UserError(f"{folder} cannot be loaded as a tokenizer: {_first_line(error)}") from None
+            raise UserError(f"{folder} cannot be loaded as a tokenizer: {first_line(error)}") from None
 
     def verify(self) -> None:
         """Hash every file again and compare with the index.
@@ -102,10 +102,6 @@ class Dataset:
             for shard in shards:
                 for kind, sha256 in shard.files.items():
                     _check_hash(self.folder / f"{shard.name}.{kind}", sha256)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_hash(path: Path, sha256: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 import fsspec
 
 from hvd_llm.data import embedded
-from hvd_llm.errors import UserError
+from hvd_llm.errors import UserError, first_line
 
 PIECE_BYTES = 64 * 2**20  # text and JSONL files longer than this are read in pieces
 _PACKED = {".gz", ".bz2", ".xz", ".zst"}
@@ -46,13 +46,9 @@ def accessing(url: str):
     except FileNotFoundError:
         raise UserError(f"{url} does not exist") from None
     except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
-        raise UserError(f"cannot open {url}: {_first_line(error)}") from None
+        raise UserError(f"cannot open {url}: {first_line(error)}") from None
     except Exception as error:  # every backend has its own types: credentials, connection, permission, bad archive
-        raise UserError(f"cannot read {url}: {type(error).__name__}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
+        raise UserError(f"cannot read {url}: {type(error).__name__}: {first_line(error)}") from None
 
 
 def find(source: str, kind: str, split: str) -> tuple[list[Piece], list[str]]:

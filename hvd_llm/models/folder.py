@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hvd_llm.config import Config
-from hvd_llm.errors import UserError
+from hvd_llm.errors import UserError, first_line
 from hvd_llm.models.classes import CLASSES, CONFIGS, dropout_settings
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
     try:
         config = CONFIGS[kind].from_dict(plain)
     except Exception as error:  # whatever a malformed value makes transformers raise
-        raise UserError(f"cannot use {path}: {_first_line(error)}") from None
+        raise UserError(f"cannot use {path}: {first_line(error)}") from None
     # Decoder variants of BERT and GPT-2 with cross-attention hold weights that our tasks never use.
     config.is_decoder = config.add_cross_attention = False
     return config
@@ -118,9 +118,4 @@ def _load(cls: type[PreTrainedModel], config: PreTrainedConfig, folder: Path) ->
             attn_implementation="sdpa",
         )
     except Exception as error:  # whatever a broken file makes transformers or safetensors raise
-        raise UserError(f"cannot load the model in {folder}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+        raise UserError(f"cannot load the model in {folder}: {first_line(error)}") from None
