@@ -45,6 +45,11 @@ def ours(config: Config, comm: Comm) -> Step:
     return _trainer(config, comm, trace)
 
 
+def over_horovod(config: Config, comm: Comm) -> Step:
+    """the same with share_memory off: every gradient goes through Horovod, as between hosts"""
+    return ours(config, comm)
+
+
 def untraced(config: Config, comm: Comm) -> Step:
     """the same without its trace: what tracing costs"""
     return _trainer(config, comm, NoTrace())
@@ -104,8 +109,11 @@ def ddp_malloc(config: Config, comm: Comm) -> Step:
     return ddp_lean(config, comm)
 
 
-ALL = (ours, ddp, ddp_lean, ddp_malloc, stock_horovod, untraced, floor)
+ALL = (ours, over_horovod, ddp, ddp_lean, ddp_malloc, stock_horovod, untraced, floor)
 CONTENDERS = {function.__name__: function for function in ALL}
+
+# What a contender changes in the configuration.
+CHANGES = {"over_horovod": {"reduce.share_memory": "false"}}
 
 # Horovod's and Open MPI's own defaults, which hvd_llm would otherwise replace by what suits flat buckets.
 ENVIRONMENT = {

@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from benchmarks.contenders import CONTENDERS, ENVIRONMENT, settle
+from benchmarks.contenders import CHANGES, CONTENDERS, ENVIRONMENT, settle
 from hvd_llm import config as configuration
 from hvd_llm.comm import connect
 from hvd_llm.train_command import overrides
@@ -22,10 +22,10 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
     args, changes = parser.parse_known_args()
-    config = configuration.load(args.config, overrides(changes))
+    config = configuration.load(args.config, overrides(changes) | CHANGES.get(args.contender, {}))
     settle(config)
     os.environ |= ENVIRONMENT.get(args.contender, {})
-    comm = connect(config.reduce.cycle_ms)
+    comm = connect(config.reduce.cycle_ms, share_memory=config.reduce.share_memory)
     step = CONTENDERS[args.contender](config, comm)
     for block in range(args.blocks + 1):  # block 0 warms up
         word = args.words / f"go-{block}"

@@ -134,6 +134,8 @@ class Reduce:
     """Size of a flat gradient bucket in MiB; a bucket is one operation on the network."""
     cycle_ms: NonNegativeFloat = 0
     """Horovod looks for new operations this often, in ms. 0: 1 with GPUs, else 10, since each look takes cores."""
+    share_memory: bool = True
+    """Ranks of one host sum CPU gradients in memory they share; false: through MPI or Gloo, as between hosts."""
 
 
 @_section

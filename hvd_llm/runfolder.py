@@ -1,23 +1,17 @@
 """The run folder: run.json says what was run, where, and on what. Schema: docs/run_folder.md."""
 
-import importlib.metadata
+import fcntl
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-import psutil
-import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hvd_llm import checkpoint, cores, models
+from hvd_llm import checkpoint, models, provenance
 from hvd_llm import config as configuration
 from hvd_llm.comm import Comm
 from hvd_llm.data import Dataset
@@ -42,6 +36,7 @@ _MAY_CHANGE = {
     "train.drift_check_every",
     "reduce.bucket_mb",
     "reduce.cycle_ms",
+    "reduce.share_memory",
     "model.pretrained",
 }
 _FREE_SECTIONS = {"checkpoint", "evaluate", "trace"}
@@ -76,6 +71,25 @@ def read(run: Path) -> dict[str, Any]:
     return record
 
 
+def hold(run: Path) -> TextIO | None:
+    """Keep other processes from training in `run` while the returned file is open and this process lives.
+
+    File systems without locks give None: nothing else relies on it.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = open(run / ".lock", "w")  # noqa: SIM115 - open as long as the run
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock
+    except BlockingIOError:
+        raise UserError(f"run.dir {str(run)!r} is in use: another process is training there") from None
+    except OSError:
+        return None
+
+
 def start(run: Path, config: configuration.Config, dataset: Dataset, model: nn.Module) -> Path | None:
     """Make a new run folder, or return the checkpoint to continue from. Rank 0's task.
 
@@ -93,8 +107,8 @@ def start(run: Path, config: configuration.Config, dataset: Dataset, model: nn.M
         "schema": SCHEMA,
         "kind": "train",
         "config": configuration.to_dict(config),
-        "versions": versions(),
-        "git": _git(),
+        "versions": provenance.versions(),
+        "git": provenance.git(),
         "model": {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "flops_per_token": models.flops_per_token(model, config.data.sequence_length, _head_share(config)),
@@ -154,61 +168,6 @@ def write(run: Path, record: dict[str, Any]) -> None:
     draft = run / ".run.json.writing"
     draft.write_text(json.dumps(record, indent=1) + "\n")
     draft.rename(run / "run.json")
-
-
-def launch(first_step: int, hosts: list[str], controller: str, threads: int, device: torch.device) -> dict[str, Any]:
-    """This start of the run, as one entry of `launches`."""
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "first_step": first_step,
-        "argv": sys.argv,
-        "size": len(hosts),
-        "controller": controller,
-        "hosts": hosts,
-        "cpu": _cpu(),
-        "cores": cores.usable(),
-        "threads": threads,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "memory_bytes": psutil.virtual_memory().total,
-        "slurm": {name: value for name, value in os.environ.items() if name.startswith("SLURM_JOB")},
-        "environment": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name in ("HOROVOD_CYCLE_TIME", "HOROVOD_FUSION_THRESHOLD", "OMP_NUM_THREADS")
-            or name.startswith(("OMPI_MCA_mpi", "OMPI_MCA_btl", "NCCL_"))
-        },
-    }
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("hvd_llm", "torch", "horovod", "transformers", "numpy"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _git() -> dict[str, Any] | None:
-    """The commit of the code that runs, if it runs from a checkout."""
-
-    def ask(*words: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _check_new(run: Path) -> None:

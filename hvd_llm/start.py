@@ -29,7 +29,7 @@ def start(read: Callable[[], Config]) -> tuple[Config, Comm]:
         config, trouble = Config(), error
     from hvd_llm.comm import connect  # PyTorch and Horovod: not needed to say that a setting is wrong
 
-    comm = connect(config.reduce.cycle_ms, config.trace.horovod_timeline)
+    comm = connect(config.reduce.cycle_ms, config.trace.horovod_timeline, config.reduce.share_memory)
     with comm.together("read the settings"):
         if trouble:
             raise trouble

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hvd_llm import device, mesh, models, optimizer, runfolder
+from hvd_llm import device, mesh, models, optimizer, provenance, runfolder
 from hvd_llm.comm import Comm
 from hvd_llm.comm.clock import clock_offset
 from hvd_llm.compress import registry
@@ -55,10 +55,12 @@ def train(config: Config, name: str, comm: Comm) -> Path:
     comm.require_same("configuration", asdict(replace(config, run=replace(config.run, dir="", threads=0))))
     comm.require_same("prepared data", dataset.fingerprint)
 
+    machines = comm.gather_objects("machines", provenance.machine(where))
     run = Path(comm.broadcast_object("run.dir", config.run.dir or runfolder.default(name, comm.size)))
-    resume = None
+    resume = lock = None
     with comm.together("open the run folder"):
         if comm.rank == 0:
+            lock = runfolder.hold(run)
             resume = runfolder.start(run, config, dataset, model)
     resume = comm.broadcast_object("resume", resume and str(resume))
     state = State(config, model)
@@ -71,13 +73,15 @@ def train(config: Config, name: str, comm: Comm) -> Path:
     steps = config.train.steps or math.ceil(config.train.epochs * training.steps_per_epoch)
     launch, witness = 0, Silence()
     if comm.rank == 0:
-        about = runfolder.launch(state.progress.step, hosts, comm.controller, threads, where)
+        about = provenance.launch(state.progress.step, machines, comm, threads)
         launch = runfolder.add_launch(run, about, config)
         peak = device.peak_flops(where, config.train.precision) * comm.size
         witness = Metrics(run, state.progress.step, steps, runfolder.read(run)["model"]["flops_per_token"], peak)
         witness.say(
             f"{run}: {sum(map(Tensor.numel, model.parameters())):,} parameters, {comm.size} ranks, {steps} steps"
         )
+        if config.reduce.share_memory and comm.local_size > 1 and not comm.shares_memory:
+            witness.say(f"the ranks of a host cannot share memory here; all gradients go through {comm.controller}")
     trace = _open_trace(config, run / "trace" / f"launch-{comm.broadcast_object('launch', launch)}", comm)
     ranks = mesh.build(comm.rank, hosts)
     comm.register(registry.groups(compressor, ranks.groups))
@@ -87,6 +91,8 @@ def train(config: Config, name: str, comm: Comm) -> Path:
     finally:
         trace.close()
         witness.close()
+        if lock:
+            lock.close()
     return run
 
 

@@ -47,6 +47,11 @@ class Comm(ABC):
     local_rank: int
     local_size: int
     controller: str  # "mpi", "gloo" or "none"
+    shares_memory = False  # whether ranks of one host sum without the controller
+
+    def allocate(self, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Zeros, (elements,), in memory that suits `sum_async` best. Collective: the same on every rank."""
+        return torch.zeros(elements, dtype=dtype, device=device)
 
     @abstractmethod
     def register(self, groups: Sequence[Group]) -> None:

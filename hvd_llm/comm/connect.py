@@ -11,12 +11,13 @@ from hvd_llm.errors import UserError
 from hvd_llm.launcher import Launch
 
 
-def connect(cycle_ms: float = 0, timeline: bool = False) -> Comm:
+def connect(cycle_ms: float = 0, timeline: bool = False, share_memory: bool = True) -> Comm:
     """Return this process's `Comm`. Collective when a launcher started it.
 
     Args:
         cycle_ms: how often Horovod looks for new operations, in milliseconds; 0 chooses for this machine.
         timeline: `Comm.start_timeline` will be called.
+        share_memory: ranks of one host sum what `Comm.allocate` gave them in memory, without Horovod.
 
     Raises:
         UserError: a launcher started several ranks but Horovod is not installed, or sees another world.
@@ -36,7 +37,7 @@ def connect(cycle_ms: float = 0, timeline: bool = False) -> Comm:
         os.environ.setdefault(name, value)  # what the user exported wins
     from hvd_llm.comm.hvd import HvdComm
 
-    return HvdComm(launch)
+    return HvdComm(launch, share_memory)
 
 
 def settings(cycle_ms: float, timeline: bool = False) -> dict[str, str]:

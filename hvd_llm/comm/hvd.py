@@ -1,4 +1,4 @@
-"""Horovod as a `Comm`: named asynchronous operations on process sets."""
+"""Horovod as a `Comm`: named asynchronous operations on process sets, and what a host's ranks do without it."""
 
 import time
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import torch
 from horovod.common.process_sets import ProcessSet
 from torch import Tensor
 
+from hvd_llm.comm import host_memory
 from hvd_llm.comm.base import WORLD, Comm, Group
 from hvd_llm.comm.solo import Done
 from hvd_llm.errors import UserError
@@ -22,22 +23,28 @@ _MOST_ELEMENTS = 2**31 - 1  # Horovod keeps counts in a 32-bit int and would sil
 class HvdHandle:
     """A Horovod handle and what to do with its raw result."""
 
-    def __init__(self, handle: int, finish: Callable[[Any], Any]):
+    def __init__(self, handle: int, finish: Callable[[Any], Any], meanwhile: Callable[[], None]):
+        """`meanwhile` is called again and again while `wait` waits: others may need this rank to go on."""
         self._handle = handle
         self._finish = finish
+        self._meanwhile = meanwhile
 
     def ready(self) -> bool:
         return hvd.poll(self._handle)
 
     def wait(self) -> Any:
         while not hvd.poll(self._handle):
+            self._meanwhile()
             time.sleep(_POLL_S)
         return self._finish(hvd.synchronize(self._handle))
 
 
 class HvdComm(Comm):
-    def __init__(self, launch: Launch):
+    def __init__(self, launch: Launch, share_memory: bool):
         """Join the world the launcher made. Collective.
+
+        Args:
+            share_memory: ranks of one host sum what `allocate` gave them without Horovod.
 
         Raises:
             UserError: Horovod finds another world than the launcher's, as with the wrong MPI.
@@ -55,6 +62,21 @@ class HvdComm(Comm):
         # Without NCCL, Horovod copies CUDA tensors to the host without waiting for them to be computed.
         self._stage = not hvd.nccl_built()
         self._sets: dict[tuple[int, ...], ProcessSet] = {}
+        self._memory: host_memory.HostMemory | None = None
+        if share_memory:
+            self._memory = host_memory.connect(self)
+
+    @property
+    def shares_memory(self):
+        return self._memory is not None
+
+    def allocate(self, elements, dtype, device):
+        if self._memory is None or device.type != "cpu":
+            return super().allocate(elements, dtype, device)
+        return self._memory.allocate(elements, dtype)
+
+    def _handle(self, handle: int, finish: Callable[[Any], Any]) -> HvdHandle:
+        return HvdHandle(handle, finish, self._memory.progress if self._memory else lambda: None)
 
     def register(self, groups):
         for group in groups:
@@ -82,12 +104,14 @@ class HvdComm(Comm):
     def sum_async(self, name, tensor, group=WORLD):
         if len(self.ranks(group)) == 1:
             return Done(tensor)
+        if self._memory and self._memory.ranks == self.ranks(group) and self._memory.holds(tensor):
+            return self._memory.sum_async(tensor)
         assert tensor.numel() <= _MOST_ELEMENTS, f"{tensor.numel()} elements in one operation"
         work = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
         if work.is_cuda and self._stage:
             work = work.cpu()
         handle = hvd.allreduce_async_(work, name=name, op=hvd.Sum, process_set=self._set(group))
-        return HvdHandle(handle, lambda result: tensor if result is tensor else tensor.copy_(result))
+        return self._handle(handle, lambda result: tensor if result is tensor else tensor.copy_(result))
 
     def gather_async(self, name, tensor, group=WORLD):
         count = len(self.ranks(group))
@@ -95,7 +119,7 @@ class HvdComm(Comm):
             return Done([tensor])
         # One leading dimension per rank, so that scalars and any shape come back as they went.
         handle = hvd.allgather_async(self._carried(tensor).unsqueeze(0), name=name, process_set=self._set(group))
-        return HvdHandle(handle, lambda result: list(result.view(tensor.dtype).to(tensor.device).unbind(0)))
+        return self._handle(handle, lambda result: list(result.view(tensor.dtype).to(tensor.device).unbind(0)))
 
     def all_to_all_async(self, name, tensors, group=WORLD):
         count = len(self.ranks(group))
@@ -112,7 +136,7 @@ class HvdComm(Comm):
             received, lengths = result
             return list(received.view(like.dtype).to(like.device).split(lengths.tolist()))
 
-        return HvdHandle(handle, finish)
+        return self._handle(handle, finish)
 
     def broadcast(self, tensors, root=0):
         carried = {name: self._carried(tensor.detach()) for name, tensor in tensors.items()}
@@ -127,4 +151,6 @@ class HvdComm(Comm):
         hvd.start_timeline(str(path))
 
     def close(self):
+        if self._memory:
+            self._memory.close()
         hvd.shutdown()

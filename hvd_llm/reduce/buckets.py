@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+Zeros = Callable[[int, torch.dtype, torch.device], Tensor]
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -40,8 +42,14 @@ def plan(sizes: Mapping[str, int], order: Sequence[str], bucket_bytes: float) ->
     return cuts
 
 
-def allocate(parameters: Mapping[str, nn.Parameter], order: Sequence[str], bucket_bytes: float) -> list[Bucket]:
-    """Make the buckets for `parameters`; a bucket holds one dtype and device."""
+def allocate(
+    parameters: Mapping[str, nn.Parameter], order: Sequence[str], bucket_bytes: float, zeros: Zeros
+) -> list[Bucket]:
+    """Make the buckets for `parameters`; a bucket holds one dtype and device.
+
+    Args:
+        zeros: makes a flat tensor, from its length, dtype and device.
+    """
     kinds: dict[tuple, list[str]] = {}
     for name in order:
         kinds.setdefault((parameters[name].dtype, parameters[name].device), []).append(name)
@@ -49,13 +57,13 @@ def allocate(parameters: Mapping[str, nn.Parameter], order: Sequence[str], bucke
     cuts = [cut for names in kinds.values() for cut in plan(sizes, names, bucket_bytes)]
     place = {name: index for index, name in enumerate(order)}
     cuts.sort(key=lambda cut: place[cut[-1]])
-    return [_bucket(index, {name: parameters[name] for name in cut}) for index, cut in enumerate(cuts)]
+    return [_bucket(index, {name: parameters[name] for name in cut}, zeros) for index, cut in enumerate(cuts)]
 
 
-def _bucket(index: int, parameters: Mapping[str, nn.Parameter]) -> Bucket:
+def _bucket(index: int, parameters: Mapping[str, nn.Parameter], zeros: Zeros) -> Bucket:
     first = next(iter(parameters.values()))
     lengths = [parameter.numel() for parameter in parameters.values()]
-    flat = torch.zeros(sum(lengths), dtype=first.dtype, device=first.device)
+    flat = zeros(sum(lengths), first.dtype, first.device)
     parts = flat.split(lengths)
     views = {name: part.view_as(parameter) for (name, parameter), part in zip(parameters.items(), parts, strict=True)}
     return Bucket(index, flat, views)

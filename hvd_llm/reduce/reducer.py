@@ -42,7 +42,7 @@ class Reducer:
     buckets: list[Bucket] = field(init=False)
 
     def __post_init__(self):
-        self.buckets = allocate(self.parameters, self.order, self.bucket_bytes)
+        self.buckets = allocate(self.parameters, self.order, self.bucket_bytes, self.comm.allocate)
         self._home = {name: bucket for bucket in self.buckets for name in bucket.views}
         self._flights: list[_Flight] = []
         self._last = False

@@ -36,7 +36,7 @@ def test_buckets_are_flat_and_of_one_dtype():
         "b": nn.Parameter(torch.zeros(4, dtype=torch.bfloat16)),
         "c": nn.Parameter(torch.zeros(5)),
     }
-    buckets = allocate(parameters, ["c", "b", "a"], 1000)
+    buckets = allocate(parameters, ["c", "b", "a"], 1000, Solo().allocate)
     assert [list(bucket.views) for bucket in buckets] == [["b"], ["c", "a"]]
     for bucket in buckets:
         bucket.flat.fill_(1)
