@@ -7,17 +7,17 @@ background threads cost another. What is compared are ratios within a round.
 
 import argparse
 import contextlib
-import json
 import signal
-import statistics
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 from tqdm import tqdm
 
+from benchmarks import record
 from benchmarks.contenders import CONTENDERS
 
 # A GPT-2 of 4.2 M parameters, 4 x 128 tokens per rank: small on purpose, so that communication is not
@@ -89,38 +89,32 @@ class Job:
         self.log.close()
 
 
-def compare(controller: str, names: list[str], args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
-    """Seconds per step by contender, one entry a round."""
+def compare(controller: str, names: list[str], args: argparse.Namespace, folder: Path) -> list[dict]:
+    """Seconds per step, a row for each round and contender."""
     jobs = [Job(name, args.ranks, controller, folder, args) for name in names]
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times = []
     try:
         for job in jobs:
             job.block(0)
         for number in tqdm(range(1, args.rounds + 1), desc=controller, unit="round"):
             turn = number % len(jobs)
             for job in jobs[turn:] + jobs[:turn]:
-                times[job.name].append(job.block(number))
+                seconds = job.block(number)
+                times.append({"controller": controller, "contender": job.name, "round": number, "seconds": seconds})
     finally:
         for job in jobs:
             job.end()
     return times
 
 
-def report(controller: str, times: dict[str, list[float]]) -> str:
-    """A table: median step time, and the ratio of our time to theirs, median and quartiles over rounds."""
-    lines = [
-        f"\n{controller}: median over {len(times['ours'])} rounds",
-        f"{'':16}{'ms/step':>9}{'ours/it':>9}  quartiles",
-    ]
-    for name, seconds in times.items():
-        ratios = sorted(mine / its for mine, its in zip(times["ours"], seconds, strict=True))
-        low, _, high = statistics.quantiles(ratios, n=4)
-        middle = statistics.median(ratios)
-        lines.append(
-            f"{name:16}{1e3 * statistics.median(seconds):9.1f}{middle:9.3f}  {low:.3f} - {high:.3f}   "
-            f"{CONTENDERS[name].__doc__}"
-        )
-    return "\n".join(lines)
+def show(controller: str, table: pd.DataFrame) -> None:
+    """Print a table: median step time, and the ratio of our time to theirs, median and quartiles over rounds."""
+    rows = table[table["controller"] == controller]
+    print(f"\n{controller}: median over {rows['rounds'].max()} rounds")
+    print(f"{'':16}{'ms/step':>9}{'ours/it':>9}  quartiles")
+    for row in rows.itertuples():
+        spread = f"{row.lower_quartile:.3f} - {row.upper_quartile:.3f}"
+        print(f"{row.contender:16}{row.ms:9.1f}{row.ratio:9.3f}  {spread}   {CONTENDERS[row.contender].__doc__}")
 
 
 def main() -> None:
@@ -132,16 +126,19 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--rounds", type=int, default=15, help="turns of every contender (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=10, help="steps in a turn (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="also write the times as JSON")
+    parser.add_argument("--out", type=Path, help="folder for the times, ratios and figure (default: runs/bench-TIME)")
     args, args.settings = parser.parse_known_args()
-    results = {}
+    out = args.out or record.default_folder()
+    names = list(dict.fromkeys(["ours", *args.contenders]))
+    settings = {"config": args.config, **SETTINGS, "also": args.settings}
+    times = []
     with tempfile.TemporaryDirectory() as folder:
         for controller in args.controllers:
-            results[controller] = compare(controller, args.contenders, args, Path(folder))
-            print(report(controller, results[controller]))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"settings": SETTINGS, "seconds_per_step": results}, indent=1))
+            times += compare(controller, names, args, Path(folder))
+            table = pd.DataFrame(times)
+            record.write(out, table, settings, args.ranks)
+            show(controller, record.ratios(table))
+    print(f"\nThe times, their ratios and a figure are in {out}.")
 
 
 if __name__ == "__main__":

@@ -134,9 +134,13 @@ def add_launch(run: Path, about: dict[str, Any], config: configuration.Config) -
     return len(record["launches"]) - 1
 
 
-def save(run: Path, state: State, tokenizer, policy: configuration.Checkpoint, comm: Comm) -> int:
+def save(run: Path, state: State, dataset: Dataset, policy: configuration.Checkpoint, comm: Comm) -> int:
     """Write a checkpoint of `state`, delete those that `policy` no longer wants; returns bytes written."""
-    size = checkpoint.save(run, state.snapshot(), lambda path: models.save_assets(state.model, tokenizer, path), comm)
+
+    def assets(draft: Path) -> None:
+        models.save_assets(state.model, dataset.tokenizer(), draft)
+
+    size = checkpoint.save(run, state.snapshot(), assets, comm)
     if comm.rank == 0:
         checkpoint.retain(run, policy.keep, {state.progress.best_step} if policy.best else set())
     return size

@@ -50,6 +50,8 @@ class Allreduce:
     """Median time of 1 KiB."""
     bandwidth_gb_s: float
     """16 MiB divided by its median time, in 10^9 bytes per second."""
+    shared_gb_s: float | None
+    """The same where ranks of one host share memory; None if they cannot."""
 
 
 def built(timeout_s: float = 60) -> Built:

@@ -231,7 +231,7 @@ class Trainer:
     def save(self, run: Path) -> None:
         """Write a checkpoint, delete those that are no longer wanted."""
         began = now()
-        size = runfolder.save(run, self.state, self.training.dataset.tokenizer(), self.config.checkpoint, self.comm)
+        size = runfolder.save(run, self.state, self.training.dataset, self.config.checkpoint, self.comm)
         self.trace.add("checkpoint", began, now(), amount=size)
 
     def check_drift(self) -> None:

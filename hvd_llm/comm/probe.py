@@ -45,8 +45,12 @@ def allreduce() -> dict | None:
         total = comm.sum("probe.check", torch.full((1000,), comm.rank + 1.0, device=device))
         expected = comm.size * (comm.size + 1) / 2
         assert (total == expected).all(), f"sum over {comm.size} ranks is {total[0]}, not {expected}"
-        small_s = _seconds(comm, "probe.small", SMALL_BYTES, rounds=50, device=device)
-        large_s = _seconds(comm, "probe.large", LARGE_BYTES, rounds=8, device=device)
+        small_s = _seconds(comm, "probe.small", torch.zeros(SMALL_BYTES // 4, device=device), rounds=50)
+        large_s = _seconds(comm, "probe.large", torch.zeros(LARGE_BYTES // 4, device=device), rounds=8)
+        shared_s = None
+        if comm.shares_memory:
+            shared = comm.allocate(LARGE_BYTES // 4, torch.float32, torch.device("cpu"))
+            shared_s = _seconds(comm, "probe.shared", shared, rounds=8)
         if comm.rank:
             return None
         return {
@@ -55,6 +59,7 @@ def allreduce() -> dict | None:
             "device": device,
             "latency_us": small_s * 1e6,
             "bandwidth_gb_s": LARGE_BYTES / large_s / 1e9,
+            "shared_gb_s": shared_s and LARGE_BYTES / shared_s / 1e9,
         }
     finally:
         comm.close()
@@ -68,9 +73,8 @@ def _device(comm: Comm) -> str:
     return f"cuda:{comm.local_rank}"
 
 
-def _seconds(comm: Comm, name: str, size_bytes: int, rounds: int, device: str) -> float:
-    """Median time of one allreduce of float32 zeros, in seconds, after two that do not count."""
-    tensor = torch.zeros(size_bytes // 4, device=device)
+def _seconds(comm: Comm, name: str, tensor: torch.Tensor, rounds: int) -> float:
+    """Median time of one allreduce, in seconds, after two that do not count."""
     times = []
     for _ in range(rounds + 2):
         start = time.perf_counter()

@@ -49,6 +49,7 @@ def test_both_controllers_work_and_are_measured():
         assert found[name]["mark"] == "✓"
         assert 1 < found[name]["measured"]["latency_us"] < 1e6
         assert 0.001 < found[name]["measured"]["bandwidth_gb_s"] < 1000
+        assert 0.001 < found[name]["measured"]["shared_gb_s"] < 1000
     assert found["controllers"]["value"] == "mpi, gloo"
 
 
