@@ -27,9 +27,13 @@ def start(read: Callable[[], Config]) -> tuple[Config, Comm]:
         if Launch.from_environment().by is None:
             raise
         config, trouble = Config(), error
-    from hvd_llm.comm import connect  # PyTorch and Horovod: not needed to say that a setting is wrong
+    # PyTorch and Horovod: not needed to say that a setting is wrong.
+    from hvd_llm.comm import connect
+    from hvd_llm.compress import registry
 
-    comm = connect(config.reduce.cycle_ms, config.trace.horovod_timeline, config.reduce.share_memory)
+    reduce = config.reduce
+    groups = bool(registry.group_names(reduce.compressor))
+    comm = connect(reduce.cycle_ms, config.trace.horovod_timeline, reduce.share_memory, groups)
     with comm.together("read the settings"):
         if trouble:
             raise trouble

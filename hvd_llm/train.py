@@ -137,6 +137,7 @@ class Trainer:
         self.device = next(state.model.parameters()).device
         # Keeps fp16 in range; the exact division, by the number of targets, follows the sum over ranks.
         self.nominal = training.global_batch * (1 if config.data.task == "classify" else config.data.sequence_length)
+        self._totals = comm.allocate(3, torch.float64, torch.device("cpu"))
         if config.train.activation_checkpointing:
             models.enable_activation_checkpointing(state.model)
         if config.train.compile:
@@ -196,7 +197,8 @@ class Trainer:
 
     def _share(self, loss: Tensor, *counts: int):
         """Start summing the loss, the number of targets and of tokens over all ranks."""
-        return self.comm.sum_async("step.totals", torch.tensor([float(loss), *counts], dtype=torch.float64))
+        self._totals[:] = torch.tensor([float(loss), *counts], dtype=torch.float64)
+        return self.comm.sum_async("step.totals", self._totals)
 
     def _update(self, factor: float) -> dict:
         """Multiply the summed gradients by `factor`, clip them, take the optimizer's step.

@@ -11,13 +11,14 @@ from hvd_llm.errors import UserError
 from hvd_llm.launcher import Launch
 
 
-def connect(cycle_ms: float = 0, timeline: bool = False, share_memory: bool = True) -> Comm:
+def connect(cycle_ms: float = 0, timeline: bool = False, share_memory: bool = True, groups: bool = False) -> Comm:
     """Return this process's `Comm`. Collective when a launcher started it.
 
     Args:
         cycle_ms: how often Horovod looks for new operations, in milliseconds; 0 chooses for this machine.
         timeline: `Comm.start_timeline` will be called.
         share_memory: ranks of one host sum what `Comm.allocate` gave them in memory, without Horovod.
+        groups: `Comm.register` will be called with groups other than the world.
 
     Raises:
         UserError: a launcher started several ranks but Horovod is not installed, or sees another world.
@@ -37,7 +38,7 @@ def connect(cycle_ms: float = 0, timeline: bool = False, share_memory: bool = Tr
         os.environ.setdefault(name, value)  # what the user exported wins
     from hvd_llm.comm.hvd import HvdComm
 
-    return HvdComm(launch, share_memory)
+    return HvdComm(launch, share_memory, groups)
 
 
 def settings(cycle_ms: float, timeline: bool = False) -> dict[str, str]:

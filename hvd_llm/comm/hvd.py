@@ -40,16 +40,18 @@ class HvdHandle:
 
 
 class HvdComm(Comm):
-    def __init__(self, launch: Launch, share_memory: bool):
+    def __init__(self, launch: Launch, share_memory: bool, groups: bool):
         """Join the world the launcher made. Collective.
 
         Args:
             share_memory: ranks of one host sum what `allocate` gave them without Horovod.
+            groups: `register` will be called with groups other than the world.
 
         Raises:
             UserError: Horovod finds another world than the launcher's, as with the wrong MPI.
         """
-        hvd.init(process_sets="dynamic")
+        # "dynamic" lets process sets be added later; it costs a collective in every cycle, also of idle ones.
+        hvd.init(process_sets="dynamic" if groups else None)
         if (hvd.rank(), hvd.size()) != (launch.rank, launch.size):
             raise UserError(
                 f"{launch.by} started {launch.size} ranks but Horovod sees {hvd.size()}, as if built with another MPI: "

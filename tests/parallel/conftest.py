@@ -9,6 +9,6 @@ from hvd_llm.comm import connect
 @pytest.fixture(scope="session")
 def comm():
     torch.set_num_threads(1)
-    comm = connect(cycle_ms=1)
+    comm = connect(cycle_ms=1, groups=True)
     yield comm
     comm.close()
