@@ -25,7 +25,7 @@ def main() -> None:
     config = configuration.load(args.config, overrides(changes) | CHANGES.get(args.contender, {}))
     settle(config)
     os.environ |= ENVIRONMENT.get(args.contender, {})
-    comm = connect(config.reduce.cycle_ms, share_memory=config.reduce.share_memory)
+    comm = connect(config.reduce)
     step = CONTENDERS[args.contender](config, comm)
     for block in range(args.blocks + 1):  # block 0 warms up
         word = args.words / f"go-{block}"

@@ -54,11 +54,18 @@ def machine(device: torch.device) -> dict[str, Any]:
     """The machine this rank runs on."""
     return {
         "host": socket.gethostname(),
+        "affinity": sorted(os.sched_getaffinity(0)),
         "cpu": _cpu(),
         "cores": cores.usable(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "memory_bytes": psutil.virtual_memory().total,
     }
+
+
+def sharing(machines: list[dict[str, Any]], rank: int) -> int:
+    """How many ranks may use this one's cores: all of its host, or itself alone where a launcher binds ranks."""
+    places = [(machine["host"], machine["affinity"]) for machine in machines]
+    return places.count(places[rank])
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -71,23 +72,37 @@ def read(run: Path) -> dict[str, Any]:
     return record
 
 
-def hold(run: Path) -> TextIO | None:
-    """Keep other processes from training in `run` while the returned file is open and this process lives.
-
-    File systems without locks give None: nothing else relies on it.
+@contextmanager
+def claimed(run: Path, comm: Comm) -> Iterator[None]:
+    """Keep other processes from training in `run` during the body. Collective.
 
     Raises:
         UserError: another process trains there.
     """
+    lock = None
+    with comm.together("claim the run folder"):
+        if comm.rank == 0:
+            lock = claim(run)
+    with lock or nullcontext():
+        yield
+
+
+def claim(run: Path) -> TextIO | None:
+    """A file whose lock is held until it is closed; None where the file system has no locks: nothing relies on it."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         lock = open(run / ".lock", "w")  # noqa: SIM115 - open as long as the run
+    except OSError:
+        return None  # opening the run will say why
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return lock
     except BlockingIOError:
+        lock.close()
         raise UserError(f"run.dir {str(run)!r} is in use: another process is training there") from None
     except OSError:
+        lock.close()
         return None
+    return lock
 
 
 def start(run: Path, config: configuration.Config, dataset: Dataset, model: nn.Module) -> Path | None:

@@ -31,9 +31,8 @@ def start(read: Callable[[], Config]) -> tuple[Config, Comm]:
     from hvd_llm.comm import connect
     from hvd_llm.compress import registry
 
-    reduce = config.reduce
-    groups = bool(registry.group_names(reduce.compressor))
-    comm = connect(reduce.cycle_ms, config.trace.horovod_timeline, reduce.share_memory, groups)
+    groups = bool(registry.group_names(config.reduce.compressor))
+    comm = connect(config.reduce, config.trace.horovod_timeline, groups)
     with comm.together("read the settings"):
         if trouble:
             raise trouble

@@ -5,13 +5,12 @@ order of the data, its masks and dropout are pure functions of (seed, step).
 """
 
 import math
-import os
-import socket
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hvd_llm import device, mesh, models, optimizer, provenance, runfolder
 from hvd_llm.comm import Comm
@@ -40,12 +39,12 @@ def train(config: Config, name: str, comm: Comm) -> Path:
     Raises:
         UserError: the same on every rank.
     """
-    hosts = comm.gather_objects("hosts", socket.gethostname())
-    places = comm.gather_objects("cores", [socket.gethostname(), *sorted(os.sched_getaffinity(0))])
-    threads = device.use_threads(config.run.threads, places.count(places[comm.rank]))
-    with comm.together("read the data, build the model"):
+    with comm.together("find the device"):
         where = device.choose(config.run.device, comm.local_rank)
-        device.keep_freed_memory()
+    machines = comm.gather_objects("machines", provenance.machine(where))
+    threads = device.use_threads(config.run.threads, provenance.sharing(machines, comm.rank))
+    device.keep_freed_memory()
+    with comm.together("read the data, build the model"):
         dataset = open_dataset(config.data.path)
         training, validation = (batches(config, dataset, split) for split in ("train", "validation"))
         if comm.size > config.train.global_batch:
@@ -54,13 +53,30 @@ def train(config: Config, name: str, comm: Comm) -> Path:
         compressor = registry.find(config.reduce.compressor)
     comm.require_same("configuration", asdict(replace(config, run=replace(config.run, dir="", threads=0))))
     comm.require_same("prepared data", dataset.fingerprint)
+    steps = config.train.steps or math.ceil(config.train.epochs * training.steps_per_epoch)
+    ranks = mesh.build(comm.rank, [machine["host"] for machine in machines])
+    comm.register(registry.groups(compressor, ranks.groups))
 
-    machines = comm.gather_objects("machines", provenance.machine(where))
     run = Path(comm.broadcast_object("run.dir", config.run.dir or runfolder.default(name, comm.size)))
-    resume = lock = None
+    with runfolder.claimed(run, comm):
+        state = _start_or_resume(run, config, dataset, model, comm)
+        launch, witness = 0, Silence()
+        if comm.rank == 0:
+            about = provenance.launch(state.progress.step, machines, comm, threads)
+            launch = runfolder.add_launch(run, about, config)
+            witness = _witness(run, config, comm, state, steps)
+        launch = comm.broadcast_object("launch", launch)
+        with closing(witness), closing(_open_trace(config, run / "trace" / f"launch-{launch}", comm)) as trace:
+            trainer = Trainer(config, comm, state, ranks, training, validation, compressor, steps, trace)
+            _loop(trainer, run, witness)
+    return run
+
+
+def _start_or_resume(run: Path, config: Config, dataset: Dataset, model: nn.Module, comm: Comm) -> State:
+    """Make the run folder, or continue from its newest checkpoint; the same state on all ranks. Collective."""
+    resume = None
     with comm.together("open the run folder"):
         if comm.rank == 0:
-            lock = runfolder.hold(run)
             resume = runfolder.start(run, config, dataset, model)
     resume = comm.broadcast_object("resume", resume and str(resume))
     state = State(config, model)
@@ -69,31 +85,21 @@ def train(config: Config, name: str, comm: Comm) -> Path:
             state.restore(Path(resume), comm.rank)
     comm.require_same("checkpoint", [asdict(state.progress), int(fingerprint(state.snapshot().optimizer))])
     comm.broadcast(models.tensors(model))
+    return state
 
-    steps = config.train.steps or math.ceil(config.train.epochs * training.steps_per_epoch)
-    launch, witness = 0, Silence()
-    if comm.rank == 0:
-        about = provenance.launch(state.progress.step, machines, comm, threads)
-        launch = runfolder.add_launch(run, about, config)
-        peak = device.peak_flops(where, config.train.precision) * comm.size
-        witness = Metrics(run, state.progress.step, steps, runfolder.read(run)["model"]["flops_per_token"], peak)
+
+def _witness(run: Path, config: Config, comm: Comm, state: State, steps: int) -> Metrics:
+    """Rank 0's metrics, and what there is to say before the first step."""
+    peak = device.peak_flops(next(state.model.parameters()).device, config.train.precision) * comm.size
+    witness = Metrics(run, state.progress.step, steps, runfolder.read(run)["model"]["flops_per_token"], peak)
+    parameters = sum(map(Tensor.numel, state.model.parameters()))
+    witness.say(f"{run}: {parameters:,} parameters, {comm.size} ranks, {steps} steps")
+    if config.reduce.share_memory and comm.local_size > 1 and not comm.shares_memory:
         witness.say(
-            f"{run}: {sum(map(Tensor.numel, model.parameters())):,} parameters, {comm.size} ranks, {steps} steps"
+            f"the ranks of a host cannot share memory here and go through {comm.controller}: "
+            "set reduce.share_memory to false, so that Horovod's cycle suits that"
         )
-        if config.reduce.share_memory and comm.local_size > 1 and not comm.shares_memory:
-            witness.say(f"the ranks of a host cannot share memory here; all gradients go through {comm.controller}")
-    trace = _open_trace(config, run / "trace" / f"launch-{comm.broadcast_object('launch', launch)}", comm)
-    ranks = mesh.build(comm.rank, hosts)
-    comm.register(registry.groups(compressor, ranks.groups))
-    trainer = Trainer(config, comm, state, ranks, training, validation, compressor, steps, trace)
-    try:
-        _loop(trainer, run, witness)
-    finally:
-        trace.close()
-        witness.close()
-        if lock:
-            lock.close()
-    return run
+    return witness
 
 
 def _loop(trainer: "Trainer", run: Path, witness: Metrics) -> None:
@@ -135,9 +141,12 @@ class Trainer:
         self.steps: int = steps
         self.trace: Trace = trace
         self.device = next(state.model.parameters()).device
-        # Keeps fp16 in range; the exact division, by the number of targets, follows the sum over ranks.
-        self.nominal = training.global_batch * (1 if config.data.task == "classify" else config.data.sequence_length)
+        # Keeps fp16 in range; the exact division, by the number of targets, follows the sum over ranks. A full batch
+        # of a causal model has just so many.
+        per_sequence = 1 if config.data.task == "classify" else config.data.sequence_length - 1
+        self.nominal = training.global_batch * per_sequence
         self._totals = comm.allocate(3, torch.float64, torch.device("cpu"))
+        self._hashes = comm.allocate(comm.size, torch.int64, torch.device("cpu"))
         if config.train.activation_checkpointing:
             models.enable_activation_checkpointing(state.model)
         if config.train.compile:
@@ -242,8 +251,10 @@ class Trainer:
         Raises:
             UserError: the replicas are no longer the same model.
         """
-        hashes = self.comm.gather_async("drift", fingerprint(self.state.parameters)).wait()
-        odd = [rank for rank, value in enumerate(hashes) if int(value) != int(hashes[0])]
+        self._hashes.zero_()
+        self._hashes[self.comm.rank] = fingerprint(self.state.parameters)
+        hashes = self.comm.sum("drift", self._hashes).tolist()
+        odd = [rank for rank, value in enumerate(hashes) if value != hashes[0]]
         if odd:
             raise UserError(
                 f"after step {self.state.progress.step} the weights of ranks {odd} differ from rank 0's (bad memory, "

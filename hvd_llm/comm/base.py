@@ -27,6 +27,7 @@ class Group:
 
 
 WORLD = Group("world")
+_SHORT = 1000  # bytes
 
 
 class Handle(Protocol):
@@ -91,19 +92,16 @@ class Comm(ABC):
     def sum(self, name: str, tensor: Tensor, group: Group = WORLD) -> Tensor:
         return self.sum_async(name, tensor, group).wait()
 
-    def gather_ragged(self, name: str, tensor: Tensor, group: Group = WORLD) -> list[Tensor]:
-        """Collect 1-D tensors whose lengths differ by rank."""
-        lengths = self.gather_async(f"{name}.lengths", torch.tensor([tensor.numel()]), group).wait()
-        longest = max(int(length) for length in lengths)
-        padded = torch.zeros(longest, dtype=tensor.dtype)
-        padded[: tensor.numel()] = tensor
-        parts = self.gather_async(name, padded, group).wait()
-        return [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
-
     def gather_objects(self, name: str, value: Any) -> list[Any]:
-        """Collect a JSON value from every rank."""
-        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        return [json.loads(bytes(part.tolist())) for part in self.gather_ragged(name, data)]
+        """Collect a JSON value from every rank; one operation unless one is long."""
+        data = json.dumps(value).encode()
+        parts = self.gather_async(name, _bytes(len(data).to_bytes(8, "little") + data[:_SHORT], 8 + _SHORT)).wait()
+        lengths = [int.from_bytes(bytes(part[:8].tolist()), "little") for part in parts]
+        texts = [bytes(part[8:].tolist()) for part in parts]
+        if max(lengths) > _SHORT:
+            rest = self.gather_async(f"{name}.rest", _bytes(data[_SHORT:], max(lengths) - _SHORT)).wait()
+            texts = [text + bytes(part.tolist()) for text, part in zip(texts, rest, strict=True)]
+        return [json.loads(text[:length]) for text, length in zip(texts, lengths, strict=True)]
 
     def broadcast_object(self, name: str, value: Any) -> Any:
         """Rank 0's JSON value, on every rank."""
@@ -135,3 +133,8 @@ class Comm(ABC):
         for rank, sentence in enumerate(self.gather_objects(f"together.{what}", mine)):
             if sentence is not None:
                 raise UserError(sentence if rank == 0 else f"rank {rank}: {sentence}", shared=True)
+
+
+def _bytes(data: bytes, length: int) -> Tensor:
+    """`data` as uint8, (length,), padded with zeros."""
+    return torch.frombuffer(bytearray(data.ljust(length, b"\0")), dtype=torch.uint8)

@@ -55,10 +55,20 @@ class HostMemory:
         self._active: list[_Sum] = []
 
     def allocate(self, elements: int, dtype: torch.dtype) -> Tensor:
-        """Zeros, (elements,), that `sum_async` can sum. Collective among the ranks of this host."""
+        """Zeros, (elements,), that `sum_async` can sum. Collective among the ranks of this host.
+
+        Raises:
+            UserError: the system does not give that much.
+        """
         number, size = len(self._tensors), max(1, elements) * dtype.itemsize
-        own = os.memfd_create("hvd_llm")  # has no name to clean up: it goes with the last rank that has it open
-        os.ftruncate(own, size)
+        try:
+            own = os.memfd_create("hvd_llm")  # has no name to clean up: it goes with the last rank that has it open
+            os.ftruncate(own, size)
+        except OSError as error:
+            sentence = (
+                f"{size:,} bytes of shared memory are refused ({error.strerror}): set reduce.share_memory to false"
+            )
+            raise UserError(sentence) from None
         for peer in self._peers.values():
             socket.send_fds(peer, [_NEWS.pack(_MEMORY, number)], [own])
         while not self._take(_MEMORY, number):

@@ -129,5 +129,7 @@ class Reducer:
     @torch.no_grad()
     def scale(self, factor: float) -> None:
         """Multiply all gradients in place."""
+        if factor == 1:
+            return
         for bucket in self.buckets:
             bucket.flat.mul_(factor)

@@ -13,6 +13,7 @@ from commands import BIN, ENVIRONMENT, launcher, run
 
 from analysis import __main__ as analysis
 from hvd_llm import __main__ as hvd_llm
+from hvd_llm import runfolder
 
 
 @pytest.fixture(scope="session")
@@ -269,7 +270,7 @@ def test_no_rank_is_left_behind(place, controller):
 def test_full_disk_loses_nothing(place, ranks):
     """A checkpoint that does not fit: one sentence, and the older checkpoints still load."""
     limited = ["bash", "-c", 'ulimit -f 150; trap "" XFSZ; exec "$@"', "limited"]
-    # Gloo: MPI keeps shared memory in files, which the limit would hit as well
+    # Shared memory counts as a file, MPI's own too: the limit would hit it as well
     train = [
         *launcher(ranks, "gloo"),
         BIN / "hvd-llm",
@@ -277,6 +278,8 @@ def test_full_disk_loses_nothing(place, ranks):
         "--train.steps",
         30,
         "--trace.enabled",
+        "false",
+        "--reduce.share_memory",
         "false",
     ]
     done = run(*limited, *train, "--train.steps", 30, "--trace.enabled", "false", cwd=place)
@@ -287,6 +290,14 @@ def test_full_disk_loses_nothing(place, ranks):
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
     assert run(BIN / "hvd-llm", "evaluate", "run", cwd=place).returncode == 0
+
+
+def test_two_cannot_train_in_one_folder(place):
+    with runfolder.claim(place / "run"):
+        done = run(BIN / "hvd-llm", *RESUME.split(), "--train.steps", 20, cwd=place)
+    assert done.returncode == 2
+    assert done.stderr.startswith("hvd-llm: run.dir 'run' is in use"), done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow

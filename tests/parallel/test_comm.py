@@ -43,9 +43,11 @@ def test_all_to_all_with_unequal_lengths(comm, dtype):
     assert [part.tolist() for part in received] == [[10 * s + comm.rank] * comm.rank for s in range(comm.size)]
 
 
-def test_gather_ragged(comm):
-    parts = comm.gather_ragged("ragged", torch.arange(comm.rank + 1))
-    assert [part.tolist() for part in parts] == [list(range(r + 1)) for r in range(comm.size)]
+@pytest.mark.parametrize("longest", [0, 900, 5000])
+def test_gather_objects(comm, longest):
+    """Of unequal length, in one operation or two."""
+    values = [{"rank": r, "text": "é" * (longest * r // comm.size)} for r in range(comm.size)]
+    assert comm.gather_objects("objects", values[comm.rank]) == values
 
 
 def test_broadcast(comm):
