@@ -188,20 +188,23 @@ def connect(comm: Comm) -> HostMemory | None:
     listener.listen(comm.size)
     homes = comm.gather_objects("host memory", [socket.gethostname(), address])
     here = {rank: address for rank, (host, address) in enumerate(homes) if host == homes[comm.rank][0]}
+    peers: dict[int, socket.socket] = {}
     with listener:
         try:
-            peers = _meet(comm.rank, here, listener)
+            _meet(comm.rank, here, listener, peers)
+            met = True
         except OSError:  # the same host name in another network or user namespace
-            peers = None
-    if not all(comm.gather_objects("host memory works", peers is not None)):
+            met = False
+    if not all(comm.gather_objects("host memory works", met)):
+        for peer in peers.values():
+            peer.close()
         return None
     return HostMemory(sorted(here), comm.rank, peers) if peers else None
 
 
-def _meet(rank: int, here: dict[int, str], listener: socket.socket) -> dict[int, socket.socket]:
-    """A socket to every other rank of this host: each calls those before it and is called by those after it."""
+def _meet(rank: int, here: dict[int, str], listener: socket.socket, peers: dict[int, socket.socket]) -> None:
+    """Fill in a socket to every other rank of this host: each calls those before it, those after it call."""
     listener.settimeout(_PATIENCE_S)
-    peers = {}
     for other in sorted(here):
         if other < rank:
             peers[other] = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -217,7 +220,6 @@ def _meet(rank: int, here: dict[int, str], listener: socket.socket) -> dict[int,
         _, other = _NEWS.unpack(caller.recv(_NEWS.size))
         caller.settimeout(None)
         peers[other] = caller
-    return dict(sorted(peers.items()))
 
 
 def _key(tensor: Tensor) -> tuple[int, torch.dtype, int]:

@@ -6,6 +6,8 @@ import time
 import pytest
 import torch
 
+from hvd_llm.comm import host_memory
+
 WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
@@ -76,3 +78,15 @@ def test_what_was_not_allocated_goes_through_horovod(memory):
     tensor.fill_(1)
     assert memory.sum("slice", tensor[:5]).tolist() == [memory.size] * 5
     assert tensor.tolist() == [memory.size] * 5 + [1] * 5
+
+
+def test_all_do_without_when_one_cannot(memory, monkeypatch):
+    """As when a rank of this host is in another network namespace."""
+
+    def refused(*_):
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(host_memory, "_PATIENCE_S", 0.2)
+    if memory.rank == memory.size - 1:
+        monkeypatch.setattr(host_memory, "_meet", refused)
+    assert host_memory.connect(memory) is None
