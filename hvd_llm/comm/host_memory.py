@@ -27,7 +27,7 @@ from hvd_llm.errors import UserError
 _MEMORY, _WRITTEN, _ADDED = range(3)
 _NEWS = struct.Struct("<iI")  # one of the three above, number of the tensor
 _FILE_SPACE = socket.CMSG_SPACE(struct.calcsize("i"))
-_PIECE = 2**15  # elements that are added at a time: they stay in the core's cache between the addition and the copy
+_PIECE = 2**15  # elements a thread adds at a time: they stay in its core's cache between the addition and the copy
 _WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 _PATIENCE_S = 10
 
@@ -116,8 +116,9 @@ class HostMemory:
         """Replace this rank's slice of all the tensors by its sum."""
         count, elements = len(tensors), tensors[0].numel()
         begin, end = elements * self._place // count, elements * (self._place + 1) // count
-        for first in range(begin, end, _PIECE):
-            target, *others = (tensor[first : min(first + _PIECE, end)] for tensor in tensors)
+        piece = _PIECE * torch.get_num_threads()
+        for first in range(begin, end, piece):
+            target, *others = (tensor[first : min(first + piece, end)] for tensor in tensors)
             total = target.to(_WIDE.get(target.dtype, target.dtype))
             for other in others:
                 total.add_(other)
