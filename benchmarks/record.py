@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: a run folder with run.json, every time measured, the ratios and their figure."""
+"""What a benchmark leaves behind: a folder with bench.json, every time measured, the ratios and their figure."""
 
 import json
 import time
@@ -41,7 +41,7 @@ def ratios(times: pd.DataFrame) -> pd.DataFrame:
 
 
 def write(folder: Path, times: pd.DataFrame, settings: dict[str, Any], ranks: int) -> None:
-    """Write run.json, times.csv, ratios.csv and ratios.png."""
+    """Write bench.json, times.csv, ratios.csv and ratios.png."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "schema": "hvd_llm.bench/1",
@@ -52,11 +52,13 @@ def write(folder: Path, times: pd.DataFrame, settings: dict[str, Any], ranks: in
         "git": provenance.git(),
         "machine": provenance.machine(torch.device("cpu")),
     }
-    (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+    (folder / "bench.json").write_text(json.dumps(about, indent=1) + "\n")
     times.to_csv(folder / "times.csv", index=False)
     table = ratios(times)
     table.to_csv(folder / "ratios.csv", index=False)
-    _figure(table[table["contender"] != "ours"], folder / "ratios.png")
+    others = table[table["contender"] != "ours"]
+    if len(others):
+        _figure(others, folder / "ratios.png")
 
 
 def _figure(table: pd.DataFrame, path: Path) -> None:

@@ -133,9 +133,9 @@ class Reduce:
     bucket_mb: PositiveFloat = 4.0
     """Size of a flat gradient bucket in MiB; a bucket is one operation on the network."""
     cycle_ms: NonNegativeFloat = 0
-    """Horovod looks for new operations this often, in ms. 0: 1 with GPUs, 50 if one host shares memory, else 10."""
+    """Horovod looks for new operations this often, in ms. 0: 1 with GPUs, else 10, or 25 if steps need no Horovod."""
     share_memory: bool = True
-    """Ranks of one host sum CPU gradients in memory they share; false: through MPI or Gloo, as between hosts."""
+    """If all ranks are on one host, they sum CPU gradients in memory they share; false: through MPI or Gloo."""
 
 
 @_section

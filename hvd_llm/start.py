@@ -27,12 +27,10 @@ def start(read: Callable[[], Config]) -> tuple[Config, Comm]:
         if Launch.from_environment().by is None:
             raise
         config, trouble = Config(), error
-    # PyTorch and Horovod: not needed to say that a setting is wrong.
-    from hvd_llm.comm import connect
-    from hvd_llm.compress import registry
+    from hvd_llm.comm import connect  # PyTorch and Horovod: not needed to say that a setting is wrong
 
-    groups = bool(registry.group_names(config.reduce.compressor))
-    comm = connect(config.reduce, config.trace.horovod_timeline, groups)
+    # Not what the compressor says of itself: a rank without its package must decide the same.
+    comm = connect(config.reduce, config.trace.horovod_timeline, groups=config.reduce.compressor != "none")
     with comm.together("read the settings"):
         if trouble:
             raise trouble

@@ -94,10 +94,10 @@ def _witness(run: Path, config: Config, comm: Comm, state: State, steps: int) ->
     witness = Metrics(run, state.progress.step, steps, runfolder.read(run)["model"]["flops_per_token"], peak)
     parameters = sum(map(Tensor.numel, state.model.parameters()))
     witness.say(f"{run}: {parameters:,} parameters, {comm.size} ranks, {steps} steps")
-    if config.reduce.share_memory and comm.local_size > 1 and not comm.shares_memory:
+    if config.reduce.share_memory and 1 < comm.size == comm.local_size and not comm.shares_memory:
         witness.say(
-            f"the ranks of a host cannot share memory here and go through {comm.controller}: "
-            "set reduce.share_memory to false, so that Horovod's cycle suits that"
+            f"these ranks cannot share memory and go through {comm.controller}: set reduce.share_memory to false, "
+            "so that Horovod's cycle suits that"
         )
     return witness
 

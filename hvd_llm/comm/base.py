@@ -48,7 +48,7 @@ class Comm(ABC):
     local_rank: int
     local_size: int
     controller: str  # "mpi", "gloo" or "none"
-    shares_memory = False  # whether ranks of one host sum without the controller
+    shares_memory = False  # whether what `allocate` gave is summed in memory, without the controller
 
     def allocate(self, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Zeros, (elements,), in memory that suits `sum_async` best. Collective: the same on every rank."""

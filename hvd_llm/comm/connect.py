@@ -50,7 +50,7 @@ def cycle_ms(reduce: Reduce, launch: Launch) -> float:
     if torch.cuda.is_available():
         return 1
     alone = launch.local_size == launch.size  # all gradients are summed in memory: a step needs no Horovod at all
-    return 50 if alone and reduce.share_memory and reduce.compressor == "none" else 10
+    return 25 if alone and reduce.share_memory and reduce.compressor == "none" else 10
 
 
 def settings(cycle_ms: float, timeline: bool = False) -> dict[str, str]:

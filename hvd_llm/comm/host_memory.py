@@ -4,10 +4,10 @@ Every rank keeps its tensor where the others of its host can read and write it. 
 written" to the others over a socket; whoever has heard that of all adds up its own slice of everybody's tensors
 and writes the sum into each: reduce-scatter and allgather in one pass over the memory, the same bits for all.
 Then it says "my slice is there". A socket and not a flag in the shared memory, because a socket orders memory on
-every processor, can be waited for without spinning, and breaks when its rank dies.
+every processor, can be waited for without spinning, and breaks when its rank dies. Sums are matched by the tensor
+they are of, which is why all ranks allocate in the same order.
 """
 
-import mmap
 import os
 import secrets
 import select
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hvd_llm.comm.base import Comm
-from hvd_llm.errors import UserError
+from hvd_llm.errors import UserError, first_line
 
 _MEMORY, _WRITTEN, _ADDED = range(3)
 _NEWS = struct.Struct("<iI")  # one of the three above, number of the tensor
@@ -30,6 +30,8 @@ _FILE_SPACE = socket.CMSG_SPACE(struct.calcsize("i"))
 _PIECE = 2**15  # elements a thread adds at a time: they stay in its core's cache between the addition and the copy
 _WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 _PATIENCE_S = 10
+_SILENCE_S = 60
+_POLL_S = 50e-6
 
 
 class HostMemory:
@@ -41,7 +43,7 @@ class HostMemory:
 
     def __init__(self, ranks: Sequence[int], rank: int, peers: dict[int, socket.socket]):
         self.ranks = tuple(ranks)
-        self._place = self.ranks.index(rank)
+        self._rank, self._place = rank, self.ranks.index(rank)
         self._peers = peers
         self._poll = select.poll()
         for peer in peers.values():
@@ -55,32 +57,32 @@ class HostMemory:
         self._active: list[_Sum] = []
 
     def allocate(self, elements: int, dtype: torch.dtype) -> Tensor:
-        """Zeros, (elements,), that `sum_async` can sum. Collective among the ranks of this host.
+        """Zeros, (elements,), that `sum_async` can sum. Collective; lives as long as the process.
 
         Raises:
-            UserError: the system does not give that much.
+            UserError: the system refuses the memory, or a rank is gone.
         """
         number, size = len(self._tensors), max(1, elements) * dtype.itemsize
         try:
-            own = os.memfd_create("hvd_llm")  # has no name to clean up: it goes with the last rank that has it open
+            own = os.memfd_create("hvd_llm")  # has no name to clean up: it goes with the last rank that maps it
             os.ftruncate(own, size)
-        except OSError as error:
-            sentence = (
-                f"{size:,} bytes of shared memory are refused ({error.strerror}): set reduce.share_memory to false"
-            )
-            raise UserError(sentence) from None
-        for peer in self._peers.values():
-            socket.send_fds(peer, [_NEWS.pack(_MEMORY, number)], [own])
-        while not self._take(_MEMORY, number):
-            self.progress(wait=True)
-        files = [self._files.pop((rank, number), own) for rank in self.ranks]
-        tensors = [torch.frombuffer(mmap.mmap(file, size), dtype=dtype)[:elements] for file in files]
+            self._tell(_MEMORY, number, own)
+            while not self._take(_MEMORY, number):
+                self.progress(wait=True)
+            files = [own if rank == self._rank else self._files.pop((rank, number)) for rank in self.ranks]
+            assert all(os.fstat(file).st_size == size for file in files), "ranks allocate different tensors"
+            # Not mmap.mmap, which keeps a descriptor open for every tensor of every rank.
+            paths = [f"/proc/self/fd/{file}" for file in files]
+            tensors = [torch.from_file(path, shared=True, size=max(1, elements), dtype=dtype) for path in paths]
+        except (OSError, RuntimeError, KeyError) as error:  # KeyError: a descriptor that did not arrive
+            why = f"{size:,} bytes of shared memory are refused ({first_line(error)})"
+            raise UserError(f"{why}; set reduce.share_memory to false") from None
         for file in files:
             os.close(file)
-        mine = tensors[self._place]
-        self._number[_key(mine)] = number
+        tensors = [tensor[:elements] for tensor in tensors]
+        self._number[_key(tensors[self._place])] = number
         self._tensors.append(tensors)
-        return mine
+        return tensors[self._place]
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether `tensor` is one that `allocate` returned, or a reshaped view of all of it."""
@@ -89,8 +91,10 @@ class HostMemory:
     def sum_async(self, tensor: Tensor) -> "_Sum":
         """Sum a tensor that this holds over the ranks of this host, in place; 16-bit floats in float32."""
         task = _Sum(self, tensor, self._number[_key(tensor)])
+        assert all(task.number != other.number for other in self._active), "this tensor's sum is under way already"
         self._active.append(task)
         self._tell(_WRITTEN, task.number)
+        self._advance()  # the others may have said all there is to hear
         return task
 
     def progress(self, wait: bool = False) -> None:
@@ -98,7 +102,10 @@ class HostMemory:
 
         Of every sum and not of one: the order in which ranks wait for theirs may differ.
         """
-        self._listen(wait)
+        if self._listen(wait):
+            self._advance()
+
+    def _advance(self) -> None:
         for task in list(self._active):
             if not task.added and self._take(_WRITTEN, task.number):
                 self._add(self._tensors[task.number])
@@ -135,15 +142,31 @@ class HostMemory:
             self._heard.subtract((what, number, rank) for rank in self._peers)
         return not silent
 
-    def _tell(self, what: int, number: int) -> None:
+    def _tell(self, what: int, number: int, file: int | None = None) -> None:
+        """Tell all peers, and pass them a descriptor. A peer that does not read must not keep us from reading."""
+        extra = [] if file is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", file))]
         for rank, peer in self._peers.items():
-            try:
-                peer.send(_NEWS.pack(what, number))
-            except OSError:
-                raise _gone(rank) from None
+            while True:
+                try:
+                    peer.sendmsg([_NEWS.pack(what, number)], extra, socket.MSG_DONTWAIT)
+                    break
+                except BlockingIOError:
+                    if not self._listen(wait=False):
+                        time.sleep(_POLL_S)
+                except OSError:
+                    raise _gone(rank) from None
 
-    def _listen(self, wait: bool) -> None:
-        for descriptor, _ in self._poll.poll(None if wait else 0):
+    def _listen(self, wait: bool) -> bool:
+        """Take in what peers said; returns whether there was anything."""
+        if wait and len(self._gone) == len(self._peers):
+            raise _gone(min(self._gone))
+        events = self._poll.poll(1000 * _SILENCE_S if wait else 0)
+        if wait and not events:
+            print(
+                f"hvd-llm: rank {self._rank} has heard nothing from {self._silent()} for {_SILENCE_S} s",
+                file=sys.stderr,
+            )
+        for descriptor, _ in events:
             rank = self._who[descriptor]
             try:
                 # Not recv_fds: Python 3.11's forgets its flags, and would wait.
@@ -158,6 +181,13 @@ class HostMemory:
             self._heard[what, number, rank] += 1
             for _, _, file in extra:
                 self._files[rank, number] = int.from_bytes(file, sys.byteorder)
+        return bool(events)
+
+    def _silent(self) -> str:
+        """Whom the sums under way wait for."""
+        waits = {(_ADDED if task.added else _WRITTEN, task.number) for task in self._active}
+        ranks = {rank for rank in self._peers for news in waits if not self._heard[*news, rank]}
+        return f"ranks {sorted(ranks or self._peers)}"
 
 
 class _Sum:
@@ -179,39 +209,61 @@ class _Sum:
         return self.tensor
 
 
-def connect(comm: Comm) -> HostMemory | None:
-    """Find the other ranks of this host, or None if there are none, or any host does not allow it. Collective."""
+def connect(comm: Comm, wanted: bool) -> HostMemory | None:
+    """Share memory if all ranks are on one host, want to and can; None otherwise, on all. Collective.
+
+    Every rank calls this, whatever it wants: they may not have read the same settings.
+    """
+    listener = _listener(comm.size) if wanted else None
+    address = listener.getsockname()[1:].decode() if listener else ""
+    homes = comm.gather_objects("host memory", [socket.gethostname(), address])
+    met, memory = False, None
+    peers: dict[int, socket.socket] = {}
+    if listener:
+        with listener:
+            if len({host for host, _ in homes}) == 1 and all(address for _, address in homes):
+                try:
+                    _meet(comm.rank, [address for _, address in homes], listener, peers)
+                    memory = HostMemory(range(comm.size), comm.rank, peers)
+                    memory.allocate(1, torch.uint8)
+                    met = True
+                except (OSError, struct.error, UserError):  # another network namespace, a sandbox: do without
+                    met = False
+    if not met:
+        for peer in peers.values():
+            peer.close()  # those who wait for this rank stop
+    if all(comm.gather_objects("host memory works", met)):
+        return memory
+    if met:
+        memory.close()
+    return None
+
+
+def _listener(backlog: int) -> socket.socket | None:
+    """A socket that other ranks of this host can find by its name, if the system has such."""
     if not hasattr(os, "memfd_create"):
         return None
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    address = f"hvd_llm.{secrets.token_hex(16)}"
-    listener.bind(f"\0{address}")  # abstract: leaves no file behind
-    listener.listen(comm.size)
-    homes = comm.gather_objects("host memory", [socket.gethostname(), address])
-    here = {rank: address for rank, (host, address) in enumerate(homes) if host == homes[comm.rank][0]}
-    peers: dict[int, socket.socket] = {}
-    with listener:
-        try:
-            _meet(comm.rank, here, listener, peers)
-            met = True
-        except OSError:  # the same host name in another network or user namespace
-            met = False
-    if not all(comm.gather_objects("host memory works", met)):
-        for peer in peers.values():
-            peer.close()
+    try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError:
         return None
-    return HostMemory(sorted(here), comm.rank, peers) if peers else None
+    try:
+        listener.bind(f"\0hvd_llm.{secrets.token_hex(16)}")  # abstract: leaves no file behind
+        listener.listen(backlog)
+    except OSError:
+        listener.close()
+        return None
+    return listener
 
 
-def _meet(rank: int, here: dict[int, str], listener: socket.socket, peers: dict[int, socket.socket]) -> None:
-    """Fill in a socket to every other rank of this host: each calls those before it, those after it call."""
+def _meet(rank: int, addresses: list[str], listener: socket.socket, peers: dict[int, socket.socket]) -> None:
+    """Fill in a socket to every other rank: each calls those before it, those after it call."""
     listener.settimeout(_PATIENCE_S)
-    for other in sorted(here):
-        if other < rank:
-            peers[other] = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            peers[other].connect(f"\0{here[other]}")
-            peers[other].send(_NEWS.pack(0, rank))
-    while len(peers) < len(here) - 1:
+    for other in range(rank):
+        peers[other] = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        peers[other].connect(f"\0{addresses[other]}")
+        peers[other].send(_NEWS.pack(0, rank))
+    while len(peers) < len(addresses) - 1:
         caller, _ = listener.accept()
         _, user, _ = struct.unpack("3i", caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if user != os.getuid():
@@ -229,4 +281,4 @@ def _key(tensor: Tensor) -> tuple[int, torch.dtype, int]:
 
 def _gone(rank: int) -> UserError:
     time.sleep(2)  # that rank speaks first, and the launcher may end this one before
-    return UserError(f"rank {rank}, on this host, has gone; continue from the last checkpoint with --resume auto")
+    return UserError(f"rank {rank}, on this host, has gone; its own message says why")

@@ -44,7 +44,7 @@ class HvdComm(Comm):
         """Join the world the launcher made. Collective.
 
         Args:
-            share_memory: ranks of one host sum what `allocate` gave them without Horovod.
+            share_memory: if all ranks are on one host, they sum what `allocate` gave them without Horovod.
             groups: `register` will be called with groups other than the world.
 
         Raises:
@@ -64,9 +64,8 @@ class HvdComm(Comm):
         # Without NCCL, Horovod copies CUDA tensors to the host without waiting for them to be computed.
         self._stage = not hvd.nccl_built()
         self._sets: dict[tuple[int, ...], ProcessSet] = {}
-        self._memory: host_memory.HostMemory | None = None
-        if share_memory:
-            self._memory = host_memory.connect(self)
+        self._memory: host_memory.HostMemory | None = None  # gather_objects asks for it
+        self._memory = host_memory.connect(self, share_memory)
 
     @property
     def shares_memory(self):

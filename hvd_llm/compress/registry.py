@@ -20,14 +20,6 @@ def groups(compressor: Compressor, of_the_mesh: Sequence) -> list:
     return [group for group in of_the_mesh if group.name.partition(".")[0] in wanted]
 
 
-def group_names(name: str) -> tuple[str, ...]:
-    """What a compressor's attribute `groups` says; () also if there is no such compressor, which `find` will tell."""
-    try:
-        return tuple(getattr(find(name), "groups", ()))
-    except UserError:
-        return ()
-
-
 def find(name: str) -> Compressor:
     """Return the compressor of that name.
 

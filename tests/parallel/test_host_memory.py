@@ -1,5 +1,6 @@
 """Sums in the memory that the ranks of a host share; all ranks of these tests are of one host."""
 
+import os
 import random
 import time
 
@@ -80,13 +81,34 @@ def test_what_was_not_allocated_goes_through_horovod(memory):
     assert tensor.tolist() == [memory.size] * 5 + [1] * 5
 
 
-def test_all_do_without_when_one_cannot(memory, monkeypatch):
-    """As when a rank of this host is in another network namespace."""
+def refused(*_):
+    raise ConnectionRefusedError
 
-    def refused(*_):
-        raise ConnectionRefusedError
 
+@pytest.mark.parametrize("trouble", ["sockets", "memory", "unwilling"])
+def test_all_do_without_when_one_cannot(memory, monkeypatch, trouble):
+    """As when a rank is in another network namespace, in a sandbox, or read other settings."""
     monkeypatch.setattr(host_memory, "_PATIENCE_S", 0.2)
-    if memory.rank == memory.size - 1:
+    monkeypatch.setattr(host_memory.time, "sleep", lambda seconds: None)
+    odd = memory.rank == memory.size - 1
+    if odd and trouble == "sockets":
         monkeypatch.setattr(host_memory, "_meet", refused)
-    assert host_memory.connect(memory) is None
+    if odd and trouble == "memory":
+        monkeypatch.setattr(host_memory.os, "memfd_create", refused)
+    assert host_memory.connect(memory, wanted=not (odd and trouble == "unwilling")) is None
+
+
+def test_more_sums_than_a_socket_holds(memory):
+    """All ranks send everything before anyone waits."""
+    tensors = [zeros(memory, 2) for _ in range(600)]
+    for tensor in tensors:
+        tensor.fill_(1)
+    for handle in [memory.sum_async(f"many.{number}", tensor) for number, tensor in enumerate(tensors)]:
+        handle.wait()
+    assert all(tensor.tolist() == [memory.size] * 2 for tensor in tensors)
+
+
+def test_allocations_keep_no_descriptor_open(memory):
+    before = len(os.listdir("/proc/self/fd"))
+    kept = [zeros(memory, 100) for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) < before + len(kept)

@@ -26,7 +26,7 @@ def test_ratios_are_taken_within_a_round():
 
 def test_a_folder_explains_itself(tmp_path):
     record.write(tmp_path / "bench", times(ours=[1.0, 1.1], peer=[2.0, 2.1]), {"train.micro_batch": 4}, ranks=2)
-    about = json.loads((tmp_path / "bench" / "run.json").read_text())
+    about = json.loads((tmp_path / "bench" / "bench.json").read_text())
     assert about["schema"] == "hvd_llm.bench/1"
     assert about["settings"] == {"train.micro_batch": 4}
     assert about["machine"]["cores"] >= 1
