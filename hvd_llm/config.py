@@ -163,7 +163,7 @@ class Trace:
     enabled: bool = True
     """Write trace/, one file per rank: the raw material of every report."""
     horovod_timeline: bool = False
-    """Also record Horovod's own timeline (large; rank 0)."""
+    """Also record Horovod's own timeline (large; rank 0). What is summed in shared memory is not in it."""
 
 
 @_section
