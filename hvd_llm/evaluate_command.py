@@ -21,6 +21,8 @@ examples:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
+    import torch
+
     from hvd_llm import config as configuration
     from hvd_llm import device, runfolder
 
@@ -42,7 +44,9 @@ def run(args: argparse.Namespace) -> None:
                 f"{ours[0]} and {ours[1]}: it is not the data of this run"
             )
         split = batches(config, dataset, args.split)
-    score, _ = evaluate(model, split, config.data.task, comm, config.train.micro_batch)
+    score, count = evaluate(model, split, config.data.task, comm, config.train.micro_batch)
+    count = int(comm.sum("evaluate.count", torch.tensor(count)))
     if comm.rank == 0:
+        print(f"{args.split}: all {split.samples:,} sequences, {count:,} targets")
         print(f"loss {score.loss:.4f}", *(f"{name} {value:.4f}" for name, value in score.measures.items()), sep="\n")
     comm.close()

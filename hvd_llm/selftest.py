@@ -174,6 +174,7 @@ def _end(process: subprocess.Popen) -> None:
     _, alive = psutil.wait_procs(family, timeout=3)
     for member in alive:
         member.kill()
+    psutil.wait_procs(alive, timeout=3)
 
 
 def reason(output: str) -> str:

@@ -93,7 +93,9 @@ def _witness(run: Path, config: Config, comm: Comm, state: State, steps: int) ->
     peak = device.peak_flops(next(state.model.parameters()).device, config.train.precision) * comm.size
     witness = Metrics(run, state.progress.step, steps, runfolder.read(run)["model"]["flops_per_token"], peak)
     parameters = sum(map(Tensor.numel, state.model.parameters()))
-    witness.say(f"{run}: {parameters:,} parameters, {comm.size} ranks, {steps} steps")
+    ranks = f"{comm.size} rank{'s' if comm.size > 1 else ''}"
+    resumed = f", continuing after step {state.progress.step}" if state.progress.step else ""
+    witness.say(f"{run}: {parameters:,} parameters, {ranks}, {steps} steps{resumed}")
     if config.reduce.share_memory and 1 < comm.size == comm.local_size and not comm.shares_memory:
         witness.say(
             f"these ranks cannot share memory and go through {comm.controller}: set reduce.share_memory to false, "

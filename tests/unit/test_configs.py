@@ -52,12 +52,18 @@ def test_it_has_the_parameters_that_its_comment_claims(name):
 
 @pytest.mark.parametrize("name", sorted(FINE_TUNING))
 def test_fine_tuning_takes_its_body_from_a_folder(name, tmp_path):
-    small = {"model.hidden": "16", "model.layers": "1", "model.heads": "2", "model.pretrained": ""}
+    small = {
+        "model.hidden": "16",
+        "model.layers": "1",
+        "model.heads": "2",
+        "model.dropout": "0.3",
+        "model.pretrained": "",
+    }
     models.build(load(name, small), 50, ["a", "b"], TOKENIZER).save_pretrained(tmp_path)
     model = models.build(load(name, {"model.pretrained": str(tmp_path)}), 50, ["a", "b", "c"], TOKENIZER)
     assert model.config.hidden_size == 16
     assert model.config.num_labels == 3
-    assert model.config.hidden_dropout_prob == 0.1
+    assert model.config.hidden_dropout_prob == load(name, {}).model.dropout
 
 
 @pytest.mark.parametrize("name", sorted(FINE_TUNING))
