@@ -55,6 +55,7 @@ class HostMemory:
         self._heard: Counter[tuple[int, int, int]] = Counter()  # what, number, rank → how often
         self._gone: set[int] = set()
         self._active: list[_Sum] = []
+        self._overheard = False  # news came in while we were telling ours
 
     def allocate(self, elements: int, dtype: torch.dtype) -> Tensor:
         """Zeros, (elements,), that `sum_async` can sum. Collective; lives as long as the process.
@@ -67,6 +68,7 @@ class HostMemory:
             own = os.memfd_create("hvd_llm")  # has no name to clean up: it goes with the last rank that maps it
             os.ftruncate(own, size)
             self._tell(_MEMORY, number, own)
+            self._advance()
             while not self._take(_MEMORY, number):
                 self.progress(wait=True)
             files = [own if rank == self._rank else self._files.pop((rank, number)) for rank in self.ranks]
@@ -106,14 +108,21 @@ class HostMemory:
             self._advance()
 
     def _advance(self) -> None:
-        for task in list(self._active):
-            if not task.added and self._take(_WRITTEN, task.number):
-                self._add(self._tensors[task.number])
-                task.added = True
-                self._tell(_ADDED, task.number)
-            if task.added and self._take(_ADDED, task.number):
-                task.over = True
-                self._active.remove(task)
+        """Do what the news so far allow, also those that come in meanwhile: nobody would wake us for them again."""
+        self._overheard = True
+        while self._overheard:
+            self._overheard = False
+            for task in list(self._active):
+                self._advance_one(task)
+
+    def _advance_one(self, task: "_Sum") -> None:
+        if not task.added and self._take(_WRITTEN, task.number):
+            self._add(self._tensors[task.number])
+            task.added = True
+            self._tell(_ADDED, task.number)
+        if task.added and self._take(_ADDED, task.number):
+            task.over = True
+            self._active.remove(task)
 
     def close(self) -> None:
         for peer in self._peers.values():
@@ -151,7 +160,9 @@ class HostMemory:
                     peer.sendmsg([_NEWS.pack(what, number)], extra, socket.MSG_DONTWAIT)
                     break
                 except BlockingIOError:
-                    if not self._listen(wait=False):
+                    if self._listen(wait=False):
+                        self._overheard = True
+                    else:
                         time.sleep(_POLL_S)
                 except OSError:
                     raise _gone(rank) from None
