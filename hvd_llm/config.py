@@ -129,7 +129,9 @@ class Optimizer:
 @_section
 class Reduce:
     compressor: str = "none"
-    """How gradients are sent; `hvd-llm compressors` lists them."""
+    """How gradients are sent, with options as in "topk(keep=32)"; `hvd-llm compressors` lists them."""
+    warmup_steps: Count = 0
+    """First steps, in which gradients are sent as they are: compress when the learning rate has settled."""
     bucket_mb: PositiveFloat = 4.0
     """Size of a flat gradient bucket in MiB; a bucket is one operation on the network."""
     cycle_ms: NonNegativeFloat = 0

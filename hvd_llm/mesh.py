@@ -1,5 +1,6 @@
 """Which ranks do what together: ranks.reshape(dp, pp, tp), and the hosts they live on. A value, passed around."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,10 @@ class Mesh:
     node: Group  # this host
     across: Group  # one rank of every host: those with this rank's place on its host
     groups: tuple[Group, ...]
+
+    def named(self, names: Collection[str]) -> list[Group]:
+        """Those of all groups that names such as "node" stand for."""
+        return [group for group in self.groups if group.name.partition(".")[0] in names]
 
 
 def build(rank: int, hosts: list[str], pp: int = 1, tp: int = 1) -> Mesh:

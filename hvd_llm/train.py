@@ -55,7 +55,7 @@ def train(config: Config, name: str, comm: Comm) -> Path:
     comm.require_same("prepared data", dataset.fingerprint)
     steps = config.train.steps or math.ceil(config.train.epochs * training.steps_per_epoch)
     ranks = mesh.build(comm.rank, [machine["host"] for machine in machines])
-    comm.register(registry.groups(compressor, ranks.groups))
+    comm.register(ranks.named(compressor.groups))
 
     run = Path(comm.broadcast_object("run.dir", config.run.dir or runfolder.default(name, comm.size)))
     with runfolder.claimed(run, comm):
@@ -166,6 +166,8 @@ class Trainer:
             config.reduce.bucket_mb * MIB,
             trace,
             state.compressor,
+            config.reduce.warmup_steps,
+            config.run.seed,
         )
 
     def step(self) -> tuple[dict, int]:
@@ -173,7 +175,7 @@ class Trainer:
         config, comm, progress, trace = self.config, self.comm, self.state.progress, self.trace
         trace.step, began = progress.step, now()
         self._seed(progress.step)
-        self.reducer.start()
+        self.reducer.start(progress.step, self.state.loss_scale.value)
 
         with trace.span("input"):
             mine = self.training.micro_batches(progress.step, comm.rank, comm.size, config.train.micro_batch)
@@ -194,7 +196,7 @@ class Trainer:
         all_targets = max(all_targets, 1.0)  # a batch whose every label is missing
 
         with trace.span("optimizer"):
-            row = self._update(self.nominal / all_targets / self.state.loss_scale.value)
+            row = self._update(self.nominal / all_targets)
         progress.step += 1
         progress.tokens += int(all_tokens)
         trace.add("step", began, now(), amount=counts[1])
@@ -226,8 +228,10 @@ class Trainer:
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
             state.optimizer.step()
+            self.reducer.memory.keep()
         else:
             state.progress.skipped += 1
+            self.reducer.memory.drop()
         state.loss_scale.update(math.isfinite(norm))
         return {"learning_rate": lr, "gradient_norm": norm, "skipped": state.progress.skipped}
 
@@ -244,6 +248,7 @@ class Trainer:
     def save(self, run: Path) -> None:
         """Write a checkpoint, delete those that are no longer wanted."""
         began = now()
+        self.state.compressor = self.reducer.memory.by_parameter()
         size = runfolder.save(run, self.state, self.training.dataset, self.config.checkpoint, self.comm)
         self.trace.add("checkpoint", began, now(), amount=size)
 

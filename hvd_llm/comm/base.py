@@ -70,8 +70,14 @@ class Comm(ABC):
         """
 
     @abstractmethod
-    def gather_async(self, name: str, tensor: Tensor, group: Group = WORLD) -> Handle:
-        """Collect every rank's tensor, equal in dtype and shape; the handle gives a list by group rank."""
+    def gather_async(
+        self, name: str, tensor: Tensor, group: Group = WORLD, lengths: Sequence[int] | None = None
+    ) -> Handle:
+        """Collect every rank's tensor, of one dtype; the handle gives a list by group rank.
+
+        Args:
+            lengths: every rank's number of elements, if the tensors are 1-D and differ; else all have one shape.
+        """
 
     @abstractmethod
     def all_to_all_async(self, name: str, tensors: Sequence[Tensor], group: Group = WORLD) -> Handle:

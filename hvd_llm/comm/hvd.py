@@ -114,13 +114,18 @@ class HvdComm(Comm):
         handle = hvd.allreduce_async_(work, name=name, op=hvd.Sum, process_set=self._set(group))
         return self._handle(handle, lambda result: tensor if result is tensor else tensor.copy_(result))
 
-    def gather_async(self, name, tensor, group=WORLD):
-        count = len(self.ranks(group))
-        if count == 1:
+    def gather_async(self, name, tensor, group=WORLD, lengths=None):
+        if len(self.ranks(group)) == 1:
             return Done([tensor])
         # One leading dimension per rank, so that scalars and any shape come back as they went.
-        handle = hvd.allgather_async(self._carried(tensor).unsqueeze(0), name=name, process_set=self._set(group))
-        return self._handle(handle, lambda result: list(result.view(tensor.dtype).to(tensor.device).unbind(0)))
+        carried = self._carried(tensor) if lengths else self._carried(tensor).unsqueeze(0)
+        handle = hvd.allgather_async(carried, name=name, process_set=self._set(group))
+
+        def finish(result):
+            result = result.view(tensor.dtype).to(tensor.device)
+            return list(result.split(list(lengths)) if lengths else result.unbind(0))
+
+        return self._handle(handle, finish)
 
     def all_to_all_async(self, name, tensors, group=WORLD):
         count = len(self.ranks(group))

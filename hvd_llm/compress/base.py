@@ -1,25 +1,34 @@
 """What a compressor is: a generator that yields what it wants communicated.
 
-    def none(gradient, state):
+    @compressor
+    def none(gradient, state, at):
         return (yield Sum(gradient))
 
 A driver runs it: it carries out each request among the ranks of a group and sends the answer back into
 the generator, whose return value is the sum over the group, shaped like `gradient` and the same on all ranks.
 The generator knows no transport, so the same code runs over Horovod, on simulated ranks, or to be priced.
 
-A compressor that asks for other groups than "world" names them in an attribute, so that they are made before
-training starts: `none.groups = ("node", "across")`.
+- `gradient` is a bucket, (elements,), or (count, rows, columns) for one that takes matrices. The generator may
+  overwrite it. If `at.feedback`, it must leave in it what it has not sent: the sum of what is returned and of what
+  all ranks kept is the sum of what they gave.
+- `state` holds the generator's tensors between steps. They are kept by parameter, so their first dimension is
+  that of `gradient`. Replace them, never write into them: a step that is skipped takes the old ones back.
+- `at` says where and when: rank, size, step.
 
-`state` is a dict of tensors, empty at first, that belongs to this gradient (bucket or parameter) on this
-rank; whatever is kept in it is checkpointed. A tensor that was yielded belongs to the driver, which may
-overwrite it.
+A tensor that was yielded belongs to the driver, which may overwrite it.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+import inspect
+import zlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
+
+from hvd_llm.compress.feedback import with_feedback
 
 
 @dataclass(frozen=True)
@@ -36,10 +45,15 @@ class Sum:
 
 @dataclass(frozen=True)
 class Gather:
-    """Answer: the list of every rank's tensor, by group rank. All have one shape and dtype."""
+    """Answer: the list of every rank's tensor, by group rank. All have one dtype and, without `lengths`, one shape.
+
+    Attributes:
+        lengths: of every rank's tensor (1-D), where they differ.
+    """
 
     tensor: Tensor
     group: str = "world"
+    lengths: Sequence[int] | None = None
 
     @property
     def payload_bytes(self) -> int:
@@ -48,10 +62,15 @@ class Gather:
 
 @dataclass(frozen=True)
 class AllToAll:
-    """Tensor i (1-D) goes to group rank i. Answer: the list of what came, by group rank."""
+    """Tensor i (1-D) goes to group rank i. Answer: the list of what came, by group rank.
+
+    Attributes:
+        lengths: of what comes, by group rank, if it is known.
+    """
 
     tensors: Sequence[Tensor]
     group: str = "world"
+    lengths: Sequence[int] | None = None
 
     @property
     def payload_bytes(self) -> int:
@@ -60,4 +79,88 @@ class AllToAll:
 
 Request = Sum | Gather | AllToAll
 State = dict[str, Tensor]
-Compressor = Callable[[Tensor, State], Generator[Request, Any, Tensor]]
+
+
+@dataclass(frozen=True)
+class At:
+    """Where and when an exchange takes place.
+
+    Attributes:
+        name: of the gradient, the same on all ranks.
+        rank, size: of the group that exchanges.
+        step: from 0.
+        feedback: whether what `gradient` holds in the end is kept for the next step.
+    """
+
+    name: str = ""
+    rank: int = 0
+    size: int = 1
+    step: int = 0
+    seed: int = 0
+    feedback: bool = False
+
+    def generator(self, device: torch.device, *, everyone: bool) -> torch.Generator:
+        """A source of random numbers that depends on nothing but this; the same for everyone, or for each rank its own.
+
+        It leaves torch's own alone, from which dropout draws.
+        """
+        key = f"{self.seed}/{self.name}/{self.step}/{'' if everyone else self.rank}"
+        return torch.Generator(device).manual_seed(zlib.crc32(key.encode()))
+
+
+Exchange = Generator[Request, Any, Tensor]
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """A generator function with its options set.
+
+    Attributes:
+        takes: "flat" buckets, or "matrices": those of one shape, stacked.
+        same: slots of the state that are equal on all ranks. The others are sums of which each rank has a part:
+            when the number of ranks changes, they are added up.
+        groups: names of the groups it asks for besides "world".
+        dense: whether it sends gradients as they are, so that every parameter may go through it.
+    """
+
+    function: Callable[..., Exchange]
+    name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    takes: Literal["flat", "matrices"] = "flat"
+    same: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    dense: bool = False
+
+    def __call__(self, gradient: Tensor, state: State, at: At) -> Exchange:
+        options = dict(self.options)
+        decay = float(options.pop("feedback", 0))
+        if not decay:
+            return self.function(gradient, state, at, **options)
+        return with_feedback(self.function, decay)(gradient, state, dataclasses.replace(at, feedback=True), **options)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options that can be set, with their values."""
+        parameters = list(inspect.signature(self.function).parameters.values())[3:]
+        return {parameter.name: parameter.default for parameter in parameters} | dict(self.options)
+
+    @property
+    def summary(self) -> str:
+        return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+    def with_options(self, **options: Any) -> "Compressor":
+        return dataclasses.replace(self, options=dict(self.options) | options)
+
+
+def compressor(function=None, *, feedback: float | None = None, **attributes):
+    """Make a generator function a `Compressor`; its keyword arguments with defaults are its options.
+
+    Args:
+        feedback: gives it the option `feedback`, the share of what was not sent that is added to the next gradient,
+            with this default (1: all of it, 0: none is kept).
+        attributes: `takes`, `same`, `groups`, `dense` of `Compressor`.
+    """
+    if function is None:
+        return lambda function: compressor(function, feedback=feedback, **attributes)
+    options = {} if feedback is None else {"feedback": float(feedback)}
+    return Compressor(function, function.__name__, options, **attributes)

@@ -6,10 +6,13 @@ from hvd_llm.compress import registry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = f"A package adds its own through the entry-point group {registry.GROUP!r}."
+    parser.epilog = f"""\
+Options are given with the name: --reduce.compressor "topk(keep=32)"
+A package adds its own through the entry-point group {registry.GROUP!r}."""
 
 
 def run(args: argparse.Namespace) -> None:
     for name in registry.names():
-        first_line = (registry.find(name).__doc__ or "").strip().partition("\n")[0]
-        print(f"{name:16} {first_line}")
+        found = registry.find(name)
+        options = ", ".join(f"{option}={value}" for option, value in found.defaults.items())
+        print(f"{name + (f'({options})' if options else ''):40} {found.summary}")

@@ -1,8 +1,9 @@
 """No compression: the gradient itself, summed."""
 
-from hvd_llm.compress.base import Sum
+from hvd_llm.compress.base import Sum, compressor
 
 
-def none(gradient, state):
-    """The gradient as it is, summed."""
+@compressor(dense=True)
+def none(gradient, state, at):
+    """the gradient as it is"""
     return (yield Sum(gradient))

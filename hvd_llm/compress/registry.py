@@ -1,9 +1,10 @@
 """Compressors by name: ours and those of any installed package, from one entry-point group."""
 
-from collections.abc import Sequence
+import ast
 from importlib.metadata import entry_points
+from typing import Any
 
-from hvd_llm.compress.base import Compressor
+from hvd_llm.compress.base import Compressor, compressor
 from hvd_llm.errors import UserError, nearest
 
 GROUP = "hvd_llm.compressors"
@@ -14,22 +15,56 @@ def names() -> list[str]:
     return sorted({point.name for point in entry_points(group=GROUP)})
 
 
-def groups(compressor: Compressor, of_the_mesh: Sequence) -> list:
-    """Those of the mesh's groups that a compressor names in its attribute `groups`, such as ("node", "across")."""
-    wanted = getattr(compressor, "groups", ())
-    return [group for group in of_the_mesh if group.name.partition(".")[0] in wanted]
-
-
-def find(name: str) -> Compressor:
-    """Return the compressor of that name.
+def find(text: str) -> Compressor:
+    """Return the compressor that `text` names, such as "topk" or "topk(keep=32, feedback=0.9)".
 
     Raises:
-        UserError: no such name, or its package cannot be imported.
+        UserError: no such name or option, or its package cannot be imported.
     """
+    name, options = _parse(text)
     for point in entry_points(group=GROUP):
         if point.name == name:
-            try:
-                return point.load()
-            except (ImportError, AttributeError) as error:
-                raise UserError(f"compressor {name!r} ({point.value}) cannot be loaded: {error}") from None
-    raise UserError(f"reduce.compressor is {name!r}, which is not installed{nearest(name, names())}")
+            return _with_options(_load(point), text, options)
+    raise UserError(f"reduce.compressor is {text!r}: {name!r} is not installed{nearest(name, names())}")
+
+
+def _parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Read "name" or "name(option=value, …)"; values are plain Python literals."""
+    wrong = f"reduce.compressor is {text!r}; write a name, or options with it as in 'topk(keep=32)'"
+    try:
+        tree = ast.parse(text.strip().replace("-", "_"), mode="eval").body
+        if isinstance(tree, ast.Name):
+            return tree.id, {}
+        if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
+            raise UserError(wrong)
+        values = {word.arg: _literal(word.value) for word in tree.keywords if word.arg}
+    except (SyntaxError, ValueError):
+        raise UserError(wrong) from None
+    if len(values) != len(tree.keywords):
+        raise UserError(wrong)
+    return tree.func.id, values
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name) and node.id in ("true", "false"):
+        return node.id == "true"
+    return ast.literal_eval(node)
+
+
+def _load(point) -> Compressor:
+    try:
+        found = point.load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"compressor {point.name!r} ({point.value}) cannot be loaded: {error}") from None
+    return found if isinstance(found, Compressor) else compressor(found)
+
+
+def _with_options(found: Compressor, text: str, options: dict[str, Any]) -> Compressor:
+    for name, value in options.items():
+        if name not in found.defaults:
+            raise UserError(f"reduce.compressor is {text!r}: no option {name!r}{nearest(name, found.defaults)}")
+        default = found.defaults[name]
+        kinds = {float: (float, int)}.get(type(default), (type(default),))
+        if type(value) not in kinds:
+            raise UserError(f"reduce.compressor is {text!r}: {name} is {value!r}, but should be like {default!r}")
+    return found.with_options(**options)

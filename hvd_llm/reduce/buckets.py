@@ -6,7 +6,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hvd_llm.compress.base import Compressor
+
 Zeros = Callable[[int, torch.dtype, torch.device], Tensor]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Parameters whose gradients lie side by side in a bucket and go through one compressor together.
+
+    Attributes:
+        tensor: their part of the bucket: (elements,), or (count, rows, columns) for a compressor of matrices.
+        views: parameter name → its part of `tensor`, shaped like the parameter.
+    """
+
+    compressor: Compressor
+    tensor: Tensor
+    views: Mapping[str, Tensor]
+
+    def cut(self, slot: Tensor) -> dict[str, Tensor]:
+        """Cut a tensor whose first dimension is that of `tensor` by parameter."""
+        sizes = [1] * len(self.views) if self.tensor.dim() == 3 else [view.numel() for view in self.views.values()]
+        return dict(zip(self.views, slot.split(sizes), strict=True))
 
 
 @dataclass(frozen=True)
@@ -16,12 +37,17 @@ class Bucket:
     Attributes:
         index: place among the buckets, in the order in which they are sent.
         flat: (elements,) in the parameters' dtype and on their device.
-        views: parameter name → its part of `flat`, shaped like the parameter.
+        segments: what it consists of, in order; their compressors are of one kind.
     """
 
     index: int
     flat: Tensor
-    views: Mapping[str, Tensor]
+    segments: tuple[Segment, ...]
+
+    @property
+    def views(self) -> dict[str, Tensor]:
+        """Parameter name → its part of `flat`, shaped like the parameter."""
+        return {name: view for segment in self.segments for name, view in segment.views.items()}
 
 
 def plan(sizes: Mapping[str, int], order: Sequence[str], bucket_bytes: float) -> list[list[str]]:
@@ -43,30 +69,52 @@ def plan(sizes: Mapping[str, int], order: Sequence[str], bucket_bytes: float) ->
 
 
 def allocate(
-    parameters: Mapping[str, nn.Parameter], order: Sequence[str], bucket_bytes: float, zeros: Zeros
+    parameters: Mapping[str, nn.Parameter],
+    order: Sequence[str],
+    bucket_bytes: float,
+    zeros: Zeros,
+    compressors: Mapping[str, Compressor],
 ) -> list[Bucket]:
-    """Make the buckets for `parameters`; a bucket holds one dtype and device.
+    """Make the buckets for `parameters`; a bucket holds one dtype and device, and goes through one compressor.
 
     Args:
         zeros: makes a flat tensor, from its length, dtype and device.
+        compressors: parameter name → its compressor.
     """
     kinds: dict[tuple, list[str]] = {}
     for name in order:
-        kinds.setdefault((parameters[name].dtype, parameters[name].device), []).append(name)
+        key = parameters[name].dtype, parameters[name].device, id(compressors[name])
+        kinds.setdefault(key, []).append(name)
     sizes = {name: parameter.nbytes for name, parameter in parameters.items()}
     cuts = [cut for names in kinds.values() for cut in plan(sizes, names, bucket_bytes)]
     place = {name: index for index, name in enumerate(order)}
-    cuts.sort(key=lambda cut: place[cut[-1]])
-    return [_bucket(index, {name: parameters[name] for name in cut}, zeros) for index, cut in enumerate(cuts)]
+    cuts.sort(key=lambda cut: max(place[name] for name in cut))
+    return [
+        _bucket(index, {name: parameters[name] for name in cut}, zeros, compressors[cut[0]])
+        for index, cut in enumerate(cuts)
+    ]
 
 
-def _bucket(index: int, parameters: Mapping[str, nn.Parameter], zeros: Zeros) -> Bucket:
+def _bucket(index: int, parameters: Mapping[str, nn.Parameter], zeros: Zeros, compressor: Compressor) -> Bucket:
+    stacks: dict[tuple, list[str]] = {}
+    for name, parameter in parameters.items():
+        stacks.setdefault(_matrix(parameter) if compressor.takes == "matrices" else (), []).append(name)
     first = next(iter(parameters.values()))
-    lengths = [parameter.numel() for parameter in parameters.values()]
-    flat = zeros(sum(lengths), first.dtype, first.device)
-    parts = flat.split(lengths)
-    views = {name: part.view_as(parameter) for (name, parameter), part in zip(parameters.items(), parts, strict=True)}
-    return Bucket(index, flat, views)
+    flat = zeros(sum(parameter.numel() for parameter in parameters.values()), first.dtype, first.device)
+    segments, begin = [], 0
+    for shape, names in stacks.items():
+        lengths = [parameters[name].numel() for name in names]
+        part = flat[begin : begin + sum(lengths)]
+        pieces = zip(names, part.split(lengths), strict=True)
+        views = {name: piece.view_as(parameters[name]) for name, piece in pieces}
+        segments.append(Segment(compressor, part.view(len(names), *shape) if shape else part, views))
+        begin += sum(lengths)
+    return Bucket(index, flat, tuple(segments))
+
+
+def _matrix(parameter: Tensor) -> tuple[int, int]:
+    """A parameter's shape as rows and columns."""
+    return parameter.shape[0], parameter.numel() // parameter.shape[0]
 
 
 def readiness_order(parameters: Mapping[str, nn.Parameter], backward: Callable[[], None]) -> list[str]:

@@ -4,23 +4,42 @@ For property tests, and to study convergence at sizes that no machine here has. 
 group: hosts do not exist here.
 """
 
-from collections.abc import Generator, Sequence
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvd_llm.compress.base import AllToAll, Compressor, Gather, Request, State, Sum
+from hvd_llm.compress.base import AllToAll, At, Compressor, Gather, Request, State, Sum
 
 
-def reduce(compressor: Compressor, gradients: Sequence[Tensor], states: Sequence[State]) -> list[Tensor]:
+def in_rank_order(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of tensors, one after the other; bfloat16 as the network sums it: in float32, rounded once."""
+    total = tensors[0].clone()
+    total = total.float() if total.dtype == torch.bfloat16 else total
+    for tensor in tensors[1:]:
+        total += tensor
+    return total.to(tensors[0].dtype)
+
+
+def reduce(
+    compressor: Compressor,
+    gradients: Sequence[Tensor],
+    states: Sequence[State],
+    at: At | None = None,
+    add: Callable[[Sequence[Tensor]], Tensor] = in_rank_order,
+) -> list[Tensor]:
     """Run one exchange among `len(gradients)` ranks and return each rank's result.
 
     Args:
         gradients: one tensor per rank, equal in shape; they may be overwritten.
         states: each rank's state, updated in place.
+        at: name, step and seed of the exchange; rank and size are filled in.
+        add: answers `Sum`: networks add in orders of their own.
     """
-    generators = [compressor(gradient, state) for gradient, state in zip(gradients, states, strict=True)]
+    ranks = [dataclasses.replace(at or At(), rank=rank, size=len(gradients)) for rank in range(len(gradients))]
+    generators = [compressor(*mine) for mine in zip(gradients, states, ranks, strict=True)]
     answers: list[Any] = [None] * len(generators)
     results: list[Tensor] = []
     while not results:
@@ -30,7 +49,7 @@ def reduce(compressor: Compressor, gradients: Sequence[Tensor], states: Sequence
         if all(finished):
             results = [step.value for step in steps]
         else:
-            answers = _carry_out(steps)
+            answers = _carry_out(steps, add)
     return results
 
 
@@ -41,18 +60,20 @@ def _advance(generator: Generator, answer: Any) -> Request | StopIteration:
         return stop
 
 
-def _carry_out(requests: Sequence[Request]) -> list[Any]:
+def _carry_out(requests: Sequence[Request], add: Callable[[Sequence[Tensor]], Tensor]) -> list[Any]:
     """Answer one request of every rank; every answer is that rank's own copy."""
     kind = type(requests[0])
     assert all(type(request) is kind for request in requests), "ranks ask for different things"
     if kind is Sum:
-        total = requests[0].tensor.clone()
-        # bfloat16 as the network sums it: in float32, rounded once
-        total = total.float() if total.dtype == torch.bfloat16 else total
-        for request in requests[1:]:
-            total += request.tensor
-        return [total.to(requests[0].tensor.dtype, copy=True) for _ in requests]
+        total = add([request.tensor for request in requests])
+        return [total.clone() for _ in requests]
     if kind is Gather:
+        expected = list(requests[0].lengths or [requests[0].tensor.numel()] * len(requests))
+        assert [request.tensor.numel() for request in requests] == expected, "lengths are not as announced"
         return [[request.tensor.clone() for request in requests] for _ in requests]
     assert kind is AllToAll
-    return [[request.tensors[rank].clone() for request in requests] for rank in range(len(requests))]
+    received = [[request.tensors[rank].clone() for request in requests] for rank in range(len(requests))]
+    for request, came in zip(requests, received, strict=True):
+        lengths = [tensor.numel() for tensor in came]
+        assert list(request.lengths or lengths) == lengths, "lengths are not as announced"
+    return received

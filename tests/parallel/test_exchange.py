@@ -5,8 +5,8 @@ import torch
 
 from hvd_llm import mesh
 from hvd_llm.comm import WORLD
-from hvd_llm.compress import registry
-from hvd_llm.compress.base import AllToAll, Gather, Sum
+from hvd_llm.compress.base import AllToAll, At, Gather, Sum, compressor
+from hvd_llm.compress.none import none
 from hvd_llm.errors import UserError
 from hvd_llm.reduce import lockstep
 from hvd_llm.reduce.exchange import Exchange
@@ -16,7 +16,8 @@ from hvd_llm.trace import NoTrace
 GROUPS = {"world": WORLD}
 
 
-def three_rounds(gradient, state):
+@compressor
+def three_rounds(gradient, state, at):
     """Uses every request there is: norms are gathered, halves are exchanged, the scaled gradient is summed."""
     norms = yield Gather(gradient.norm().view(1))
     size = len(norms)
@@ -30,22 +31,23 @@ def gradient_of(rank: int) -> torch.Tensor:
     return torch.randn(5, 6, generator=torch.Generator().manual_seed(rank))
 
 
-@pytest.mark.parametrize("compressor", [registry.find("none"), three_rounds], ids=["none", "three_rounds"])
+@pytest.mark.parametrize("compressor", [none, three_rounds], ids=lambda found: found.name)
 @pytest.mark.parametrize("eager", [True, False])
 def test_both_drivers_give_the_same_bits(comm, compressor, eager):
     simulated_states = [{} for _ in range(comm.size)]
     simulated = lockstep.reduce(compressor, [gradient_of(r) for r in range(comm.size)], simulated_states)
 
     state = {}
-    exchange = Exchange(f"{compressor.__name__}.{eager}", compressor(gradient_of(comm.rank), state), comm, GROUPS)
+    generator = compressor(gradient_of(comm.rank), state, At(rank=comm.rank, size=comm.size))
+    exchange = Exchange(f"{compressor.name}.{eager}", [generator], comm, GROUPS)
     while eager and not exchange.advance():
         pass
-    result = exchange.finish()
+    (result,) = exchange.finish()
 
     if comm.size <= 2:  # one addition has one order; from three ranks on the network may choose another
         assert torch.equal(result, simulated[comm.rank])
     torch.testing.assert_close(result, simulated[comm.rank], rtol=1e-5, atol=1e-6)
-    everywhere = comm.gather_async(f"same.{compressor.__name__}.{eager}", result).wait()
+    everywhere = comm.gather_async(f"same.{compressor.name}.{eager}", result).wait()
     assert all(torch.equal(other, everywhere[0]) for other in everywhere)
     assert all(torch.equal(state[key], simulated_states[comm.rank][key]) for key in state)
 
@@ -53,7 +55,8 @@ def test_both_drivers_give_the_same_bits(comm, compressor, eager):
 def test_exchanges_overlap_whatever_their_order(comm):
     gradients = [gradient_of(10 * k + comm.rank) for k in range(4)]
     order = sorted(range(4), key=lambda k: (k + comm.rank) % 4)
-    exchanges = {k: Exchange(f"overlap.{k}", three_rounds(gradients[k], {}), comm, GROUPS) for k in order}
+    generators = {k: three_rounds(gradients[k], {}, At(rank=comm.rank, size=comm.size)) for k in order}
+    exchanges = {k: Exchange(f"overlap.{k}", [generators[k]], comm, GROUPS) for k in order}
     under_way = list(exchanges.values())
     while under_way:  # every one must be moved: another rank may be waiting for any of them
         under_way = [exchange for exchange in under_way if not exchange.advance()]
@@ -61,28 +64,26 @@ def test_exchanges_overlap_whatever_their_order(comm):
         expected = lockstep.reduce(
             three_rounds, [gradient_of(10 * k + r) for r in range(comm.size)], [{} for _ in range(comm.size)]
         )
-        torch.testing.assert_close(exchanges[k].finish(), expected[comm.rank], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(exchanges[k].finish()[0], expected[comm.rank], rtol=1e-5, atol=1e-6)
 
 
 def test_payload_is_counted(comm):
-    exchange = Exchange("payload", registry.find("none")(torch.zeros(1000), {}), comm, GROUPS)
+    exchange = Exchange("payload", [none(torch.zeros(1000), {}, At())], comm, GROUPS)
     exchange.finish()
     assert exchange.payload_bytes == 4000
 
 
-def over_node_then_across(gradient, state):
+@compressor(groups=("node", "across"), dense=True)
+def over_node_then_across(gradient, state, at):
     within = yield Sum(gradient, "node")
     return (yield Sum(within, "across"))
-
-
-over_node_then_across.groups = ("node", "across")
 
 
 def test_a_compressor_gets_the_groups_that_it_names(comm):
     """Two ranks on every host; what comes back is the sum of the nodes' sums."""
     hosts = [f"host{r // 2}" for r in range(comm.size)]
     ranks = mesh.build(comm.rank, hosts)
-    comm.register(registry.groups(over_node_then_across, ranks.groups))
+    comm.register(ranks.named(over_node_then_across.groups))
     parameters = {"weight": torch.nn.Parameter(torch.zeros(3))}
     groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
     reducer = Reducer(parameters, ["weight"], over_node_then_across, comm, groups, 1000, NoTrace())

@@ -53,8 +53,8 @@ def trainer(comm, config, dtype=torch.float32):
     model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(dtype)
     ranks = mesh.build(comm.rank, ["host"] * comm.size)
     training, validation = (batches(config, dataset, split) for split in ("train", "validation"))
-    none = registry.find("none")
-    return Trainer(config, comm, State(config, model), ranks, training, validation, none, STEPS, NoTrace())
+    how = registry.find(config.reduce.compressor)
+    return Trainer(config, comm, State(config, model), ranks, training, validation, how, STEPS, NoTrace())
 
 
 @torch.no_grad()

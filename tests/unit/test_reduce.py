@@ -11,8 +11,8 @@ from torch import nn
 from hvd_llm import mesh
 from hvd_llm.comm import WORLD
 from hvd_llm.comm.solo import Solo
-from hvd_llm.compress import registry
-from hvd_llm.compress.base import AllToAll, Gather, Sum
+from hvd_llm.compress.base import AllToAll, Gather, Sum, compressor
+from hvd_llm.compress.none import none
 from hvd_llm.errors import UserError
 from hvd_llm.reduce import lockstep
 from hvd_llm.reduce.buckets import allocate, plan, readiness_order
@@ -36,7 +36,7 @@ def test_buckets_are_flat_and_of_one_dtype():
         "b": nn.Parameter(torch.zeros(4, dtype=torch.bfloat16)),
         "c": nn.Parameter(torch.zeros(5)),
     }
-    buckets = allocate(parameters, ["c", "b", "a"], 1000, Solo().allocate)
+    buckets = allocate(parameters, ["c", "b", "a"], 1000, Solo().allocate, dict.fromkeys(parameters, none))
     assert [list(bucket.views) for bucket in buckets] == [["b"], ["c", "a"]]
     for bucket in buckets:
         bucket.flat.fill_(1)
@@ -57,7 +57,7 @@ def test_gradients_of_several_passes_add_up_in_their_buckets():
     model, reference = nn.Linear(3, 2), nn.Linear(3, 2)
     reference.load_state_dict(model.state_dict())
     parameters = dict(model.named_parameters()) | {"unused": nn.Parameter(torch.ones(3))}
-    reducer = Reducer(parameters, list(parameters), registry.find("none"), Solo(), {"world": WORLD}, 16, NoTrace())
+    reducer = Reducer(parameters, list(parameters), none, Solo(), {"world": WORLD}, 16, NoTrace())
     for _ in range(3):  # three steps of two passes each
         inputs = torch.randn(2, 4, 3)
         reducer.start()
@@ -78,7 +78,7 @@ def test_gradients_of_several_passes_add_up_in_their_buckets():
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7, 64])
 def test_lockstep_answers_every_request(ranks):
-    def compressor(gradient, state):
+    def asks_everything(gradient, state, at):
         (gathered,) = [(yield Gather(gradient[:1]))]
         received = yield AllToAll([gradient[:1] * r for r in range(ranks)])
         state["received"] = torch.cat(received)
@@ -86,7 +86,9 @@ def test_lockstep_answers_every_request(ranks):
         return (yield Sum(gradient))
 
     states = [{} for _ in range(ranks)]
-    results = lockstep.reduce(compressor, [torch.full((3,), float(r + 1)) for r in range(ranks)], states)
+    results = lockstep.reduce(
+        compressor(asks_everything), [torch.full((3,), float(r + 1)) for r in range(ranks)], states
+    )
     everyone = [float(r + 1) for r in range(ranks)]
     for rank in range(ranks):
         assert results[rank].tolist() == [sum(everyone)] * 3
@@ -97,7 +99,7 @@ def test_lockstep_answers_every_request(ranks):
 
 def test_bfloat16_is_summed_in_float32_in_lockstep_too():
     parts = [torch.tensor([1.0], dtype=torch.bfloat16)] + [torch.tensor([2**-8], dtype=torch.bfloat16)] * 8
-    (result, *_) = lockstep.reduce(registry.find("none"), [part.clone() for part in parts], [{} for _ in parts])
+    (result, *_) = lockstep.reduce(none, [part.clone() for part in parts], [{} for _ in parts])
     assert result.item() == 1 + 8 * 2**-8
 
 

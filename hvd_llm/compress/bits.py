@@ -1,0 +1,36 @@
+"""Codes of less than a byte, packed."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def pack_signs(values: Tensor) -> Tensor:
+    """(rows, n) → (rows, n / 8) uint8: a bit per element, set where it is not negative; the first is the lowest."""
+    positive = values >= 0
+    if positive.device.type == "cpu":  # one pass, where torch needs eight
+        return torch.from_numpy(np.packbits(positive.numpy(), axis=-1, bitorder="little"))
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=values.device)
+    return (positive.unflatten(-1, (-1, 8)) * weights).sum(-1, dtype=torch.uint8)
+
+
+def unpack_signs(codes: Tensor, out: Tensor) -> Tensor:
+    """Undo `pack_signs`: `out`, (rows, n) float, becomes 1 and -1."""
+    if codes.device.type == "cpu":
+        bits = torch.from_numpy(np.unpackbits(codes.numpy(), axis=-1, bitorder="little"))
+    else:
+        shifts = torch.arange(8, dtype=torch.uint8, device=codes.device)
+        bits = (codes.unsqueeze(-1) >> shifts & 1).flatten(-2)
+    return out.copy_(bits).mul_(2).sub_(1)
+
+
+def pack_12(indices: Tensor) -> Tensor:
+    """(rows, 2 n) integers below 4096 → (rows, 3 n) uint8."""
+    first, second = indices.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([first & 255, first >> 8 | (second & 15) << 4, second >> 4], -1).to(torch.uint8).flatten(-2)
+
+
+def unpack_12(codes: Tensor) -> Tensor:
+    """Undo `pack_12`; gives int64."""
+    low, middle, high = codes.long().unflatten(-1, (-1, 3)).unbind(-1)
+    return torch.stack([low | (middle & 15) << 8, middle >> 4 | high << 4], -1).flatten(-2)

@@ -1,0 +1,41 @@
+"""powersgd: every matrix as a product of two thin ones (Vogels et al. 2019, arXiv:1905.13727), algorithm 1 and 2.
+
+M is approximated by P Q^T: one step of the power method, whose start Q is the last step's. Both factors are plain
+sums, so their size does not depend on the number of ranks. Error feedback is algorithm 2.
+
+Shapes: K matrices of one shape in a bucket, M rows, N columns, R rank.
+"""
+
+import torch
+from torch import Tensor
+
+from hvd_llm.compress.base import Sum, compressor
+
+
+@compressor(feedback=1, takes="matrices", same=("q",))
+def powersgd(gradient_KMN, state, at, rank: int = 4):
+    """matrices as products of two thin ones, with error feedback: 48x smaller for 768 x 256"""
+    rows, columns = gradient_KMN.shape[1:]
+    if rank * (rows + columns) >= rows * columns:  # nothing to gain
+        total = yield Sum(gradient_KMN.clone())
+        gradient_KMN.zero_()
+        return total
+    q_KNR = state["q"] if "q" in state else _start(at, gradient_KMN, rank)
+    p_KMR = orthonormal((yield Sum(gradient_KMN @ q_KNR)))
+    q_KNR = gradient_KMN.mT @ p_KMR
+    if at.feedback:
+        gradient_KMN.baddbmm_(p_KMR, q_KNR.mT, alpha=-1)
+    q_KNR = yield Sum(q_KNR)
+    state["q"] = q_KNR
+    return p_KMR @ q_KNR.mT
+
+
+def _start(at, like: Tensor, rank: int) -> Tensor:
+    """The same random directions on every rank."""
+    shape = (like.shape[0], like.shape[2], rank)
+    return torch.randn(shape, generator=at.generator(like.device, everyone=True), device=like.device, dtype=like.dtype)
+
+
+def orthonormal(p_KMR: Tensor) -> Tensor:
+    """Columns of the same span, each of length 1 and at right angles to the others; all matrices at once."""
+    return torch.linalg.qr(p_KMR).Q

@@ -1,0 +1,89 @@
+"""What compressors remember between steps: errors, momentum, warm starts; by parameter in a checkpoint.
+
+A step first works on copies of these dictionaries, whose tensors are never written into, and is kept or dropped
+as a whole: a step that is skipped leaves no trace.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hvd_llm.compress.base import State
+from hvd_llm.reduce.buckets import Bucket, Segment
+
+Named = dict[str, dict[str, Tensor]]  # parameter name → slot → tensor
+
+
+class Memory:
+    """The states of all buckets' segments on this rank."""
+
+    def __init__(self, buckets: Sequence[Bucket], kept: Mapping[str, Mapping[str, Tensor]]):
+        """Take up what a checkpoint kept, however its parameters were divided into buckets."""
+        self._segments = [bucket.segments for bucket in buckets]
+        self._kept = [[_join(segment, kept) for segment in segments] for segments in self._segments]
+        self._drafts: dict[int, list[State]] = {}
+
+    def draft(self, bucket: int) -> list[State]:
+        """The states of one bucket's segments, for this step to change."""
+        self._drafts[bucket] = [dict(state) for state in self._kept[bucket]]
+        return self._drafts[bucket]
+
+    def keep(self) -> None:
+        """The step counts."""
+        for bucket, states in self._drafts.items():
+            self._kept[bucket] = states
+        self._drafts = {}
+
+    def drop(self) -> None:
+        """The step is skipped."""
+        self._drafts = {}
+
+    def by_parameter(self) -> Named:
+        """All that is kept, by parameter; tensors are views."""
+        found: Named = {}
+        for segments, states in zip(self._segments, self._kept, strict=True):
+            for segment, state in zip(segments, states, strict=True):
+                for slot, value in state.items():
+                    for name, piece in segment.cut(value).items():
+                        shaped = piece.view_as(segment.views[name]) if value.shape == segment.tensor.shape else piece
+                        found.setdefault(name, {})[slot] = shaped
+        return found
+
+
+def _join(segment: Segment, kept: Mapping[str, Mapping[str, Tensor]]) -> State:
+    """The state of a segment from that of its parameters; a slot that one of them lacks starts afresh."""
+    pieces = [kept.get(name, {}) for name in segment.views]
+    slots = set.intersection(*(set(piece) for piece in pieces))
+    device = segment.tensor.device
+    joined = {}
+    for slot in sorted(slots):
+        parts = [piece[slot] for piece in pieces]
+        if all(part.shape == view.shape for part, view in zip(parts, segment.views.values(), strict=True)):
+            joined[slot] = torch.cat([part.reshape(-1) for part in parts]).view(segment.tensor.shape).to(device)
+        else:
+            joined[slot] = torch.cat(parts).to(device)
+    return joined
+
+
+def redistribute(ranks: Sequence[Named], rank: int, size: int, same: Sequence[str]) -> Named:
+    """What rank `rank` of `size` takes over from `ranks`, the states of those who wrote a checkpoint.
+
+    Slots named in `same` are equal on all ranks. The others are parts of a sum, which is conserved: rank r takes those
+    of the old ranks r, r + size, …; a rank beyond the old ones starts with none.
+    """
+    if len(ranks) == size:
+        return ranks[rank]
+    mine: Named = {}
+    for index, named in enumerate(ranks):
+        for name, slots in named.items():
+            for slot, value in slots.items():
+                have = mine.setdefault(name, {})
+                if slot in same:
+                    have[slot] = value
+                elif index % size == rank:
+                    have[slot] = have[slot] + value if slot in have else value
+    if rank >= len(ranks):
+        for name, slots in ranks[0].items():
+            mine[name] |= {slot: torch.zeros_like(value) for slot, value in slots.items() if slot not in same}
+    return mine

@@ -1,0 +1,86 @@
+"""The pricing driver: what a compressor costs one rank of any number, without any other rank.
+
+It runs the generator on real numbers, as rank 0, and answers its requests with made-up ones of the right size. Bytes
+are those of the algorithms that MPI and Gloo use for large tensors; time is that of the generator alone.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvd_llm.compress.base import AllToAll, At, Compressor, Gather, Request, State, Sum
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one exchange costs a rank.
+
+    Attributes:
+        rounds: operations, one after the other.
+        wire_bytes: sent by the rank: headers and negotiation are not in it.
+        kernel_s: seconds of computing.
+    """
+
+    rounds: int
+    wire_bytes: float
+    kernel_s: float
+
+
+def price(
+    compressor: Compressor,
+    gradient: Tensor,
+    size: int,
+    state: State | None = None,
+    groups: Mapping[str, int] | None = None,
+) -> Price:
+    """Run one exchange as rank 0 of `size`.
+
+    Args:
+        gradient: as the compressor takes it; it is left alone.
+        state: of an earlier step, changed in place; none at the first.
+        groups: sizes of groups other than "world".
+    """
+    sizes = {"world": size} | dict(groups or {})
+    generator = compressor(gradient.clone(), {} if state is None else state, At("price", 0, size))
+    rounds, wire_bytes, kernel_s, answer = 0, 0.0, 0.0, None
+    while True:
+        began = time.perf_counter()
+        try:
+            request = generator.send(answer)
+        except StopIteration:
+            return Price(rounds, wire_bytes, kernel_s + time.perf_counter() - began)
+        kernel_s += time.perf_counter() - began
+        rounds += 1
+        wire_bytes += sent_bytes(request, sizes[request.group])
+        answer = _invent(request, sizes[request.group])
+
+
+def sent_bytes(request: Request, size: int) -> float:
+    """Bytes that rank 0 of a group of `size` sends to answer `request`: rings, and pairwise exchange."""
+    match request:
+        case Sum(tensor):
+            return 2 * (size - 1) / size * tensor.nbytes
+        case Gather(tensor, _, lengths):
+            everyone = sum(lengths) * tensor.itemsize if lengths else size * tensor.nbytes
+            return everyone * (size - 1) / size
+        case AllToAll(tensors, _, _):
+            return sum(tensor.nbytes for tensor in tensors[1:])
+
+
+def _invent(request: Request, size: int) -> Any:
+    """An answer of the right shape: every rank as if it were this one, or zeros."""
+    match request:
+        case Sum(tensor):
+            return tensor.clone()
+        case Gather(tensor, _, None):
+            return [tensor.clone() for _ in range(size)]
+        case Gather(tensor, _, lengths):
+            return [tensor.new_zeros(length) for length in lengths]
+        case AllToAll(tensors, _, None):
+            return [tensors[0].clone() for _ in range(size)]
+        case AllToAll(tensors, _, lengths):
+            return [torch.zeros(n, dtype=tensors[0].dtype, device=tensors[0].device) for n in lengths]

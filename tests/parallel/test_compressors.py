@@ -1,0 +1,161 @@
+"""What every compressor must do: one suite for all that are installed, among simulated ranks and among real ones."""
+
+import pytest
+import torch
+from worlds import Real, Simulated
+
+from hvd_llm.compress import registry
+from hvd_llm.compress.base import At
+from hvd_llm.reduce import lockstep
+from hvd_llm.reduce.buckets import Bucket, Segment
+from hvd_llm.reduce.memory import Memory
+from hvd_llm.reduce.pricing import price
+
+SHAPES = {"flat": (5001,), "matrices": (3, 40, 24)}
+STEPS = 4
+
+
+@pytest.fixture(params=[1, 2, 3, 4, 7, 64, "real"])
+def world(request, comm):
+    if request.param == "real":
+        return Real(comm)
+    if comm.controller != "none":
+        pytest.skip("simulated ranks need no real ones")
+    return Simulated(request.param)
+
+
+@pytest.fixture(params=registry.names())
+def compressor(request):
+    return registry.find(request.param)
+
+
+def lossless(compressor):
+    """The compressor with whatever it has of error feedback: nothing is forgotten."""
+    options = {"feedback": 1.0, "momentum": 0.0}
+    return compressor.with_options(**{name: options[name] for name in compressor.defaults if name in options})
+
+
+def gradient(compressor, rank: int, step: int = 0) -> torch.Tensor:
+    """Numbers of very unlike sizes, as gradients are."""
+    random = torch.Generator().manual_seed(1000 * step + rank)
+    shape = SHAPES[compressor.takes]
+    return torch.randn(shape, generator=random) * torch.rand(shape, generator=random).pow(4) * 1e-3
+
+
+def run(world, compressor, states, steps=range(STEPS)):
+    """Several steps; the results of each, for each of the world's ranks."""
+    return [
+        world.reduce(compressor, [gradient(compressor, r, step) for r in world.ranks], states, At("weight", step=step))
+        for step in steps
+    ]
+
+
+def test_what_is_sent_and_what_is_kept_is_the_gradient(world, compressor):
+    compressor = lossless(compressor)
+    states = [{} for _ in world.ranks]
+    received = sum(results[0].double() for results in run(world, compressor, states))
+    nothing = torch.zeros(SHAPES[compressor.takes])
+    kept = world.total([state.get("error", nothing).double() for state in states])
+    given = sum(gradient(compressor, r, step).double() for r in range(world.size) for step in range(STEPS))
+    torch.testing.assert_close(received + kept, given, rtol=1e-5, atol=1e-6 * float(given.abs().max()))
+
+
+def test_every_rank_gets_the_same_bits_every_time(world, compressor):
+    states, again = ([{} for _ in world.ranks] for _ in range(2))
+    for results, repeated in zip(run(world, compressor, states), run(world, compressor, again), strict=True):
+        everywhere = world.everywhere([result.contiguous() for result in results])
+        assert all(torch.equal(result, everywhere[0]) for result in everywhere)
+        assert all(torch.equal(result, other) for result, other in zip(results, repeated, strict=True))
+    for slot in states[0]:
+        values = world.everywhere([state[slot] for state in states])
+        same = all(torch.equal(value, values[0]) for value in values)
+        assert same or slot not in compressor.same
+
+
+def test_state_is_replaced_and_never_written_into(world, compressor):
+    states = [{} for _ in world.ranks]
+    run(world, compressor, states, range(2))
+    held = [dict(state) for state in states]
+    copies = [{slot: value.clone() for slot, value in state.items()} for state in states]
+    run(world, compressor, states, range(2, 4))
+    for state, copy in zip(held, copies, strict=True):
+        assert all(torch.equal(value, copy[slot]) for slot, value in state.items())
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_so_on_all(world, compressor):
+    """The reducer fills a bucket with NaN if anything in it is not finite."""
+    last = world.size - 1
+    parts = [gradient(compressor, r) for r in world.ranks]
+    parts = [part * (torch.nan if r == last else 1) for r, part in zip(world.ranks, parts, strict=True)]
+    for result in world.reduce(compressor, parts, [{} for _ in world.ranks], At("weight")):
+        assert not result.isfinite().any() if compressor.takes == "matrices" else not result.sum().isfinite()
+
+
+def test_a_checkpoint_in_the_middle_changes_nothing(world, compressor):
+    """State goes by parameter into a checkpoint, and back into another division into parameters' runs."""
+    states = [{} for _ in world.ranks]
+    before = run(world, compressor, states, range(2))
+    assert before
+    loaded = []
+    for state in states:
+        memory = Memory([_bucket(compressor)], {})
+        memory.draft(0)[0].update(state)
+        memory.keep()
+        on_disk = {name: {k: v.clone() for k, v in slots.items()} for name, slots in memory.by_parameter().items()}
+        loaded.append(Memory([_bucket(compressor)], on_disk).draft(0)[0])
+        assert loaded[-1].keys() == state.keys()
+    straight, resumed = (run(world, compressor, which, range(2, 4)) for which in (states, loaded))
+    for one, other in zip(straight, resumed, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _bucket(compressor) -> Bucket:
+    """Three parameters in one segment."""
+    tensor = torch.zeros(SHAPES[compressor.takes])
+    pieces = tensor.unbind(0) if compressor.takes == "matrices" else tensor.split([2000, 1001, 2000])
+    views = {f"layer.{i}": piece for i, piece in enumerate(pieces)}
+    return Bucket(0, tensor.view(-1), (Segment(compressor, tensor, views),))
+
+
+def test_the_drivers_agree_bit_for_bit(comm, compressor):
+    """Every rank simulates all of them; sums it leaves to the network, which adds in an order of its own."""
+    real, simulated = [{}], [{} for _ in range(comm.size)]
+    for step in range(STEPS):
+        (result,) = Real(comm).reduce(compressor, [gradient(compressor, comm.rank, step)], real, At("w", step=step))
+        everyone = [gradient(compressor, r, step) for r in range(comm.size)]
+        expected = lockstep.reduce(
+            compressor,
+            everyone,
+            simulated,
+            At("w", step=step),
+            add=lambda tensors: comm.sum("lockstep", tensors[comm.rank].contiguous().clone()),
+        )
+        assert torch.equal(result, expected[comm.rank])
+    assert real[0].keys() == simulated[comm.rank].keys()
+    assert all(torch.equal(value, simulated[comm.rank][slot]) for slot, value in real[0].items())
+
+
+def test_what_comes_out_is_close_to_the_sum_over_time(compressor):
+    """A constant gradient: with error feedback the mean of what came back goes to the sum."""
+    compressor = lossless(compressor)
+    steps, states = 400, [{}, {}]
+    total = torch.zeros(SHAPES[compressor.takes])
+    for step in range(steps):
+        parts = [gradient(compressor, rank) for rank in range(2)]
+        total += lockstep.reduce(compressor, parts, states, At("weight", step=step))[0]
+    expected = gradient(compressor, 0) + gradient(compressor, 1)
+    assert float((total / steps - expected).norm() / expected.norm()) < 0.3
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 64])
+def test_a_price_needs_no_other_ranks(compressor, size):
+    """Bytes per element stay below those of a plain ring, or of everybody's choice gathered."""
+    mine = gradient(compressor, 0)
+    found = price(compressor, mine, size)
+    assert found.kernel_s > 0
+    if size == 1:
+        assert found.wire_bytes == 0
+        return
+    ring = 2 * (size - 1) / size * mine.nbytes
+    gathers = found.rounds == 1 and compressor.name not in ("none", "randomk")
+    assert found.wire_bytes < (ring * size / 8 if gathers else ring * 1.001)
