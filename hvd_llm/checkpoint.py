@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hvd_llm.comm import Comm
 from hvd_llm.errors import UserError
+from hvd_llm.reduce.memory import Named, take_over
 
 SCHEMA = "hvd_llm.checkpoint/1"
 _PREFIX = "step-"
@@ -34,13 +35,13 @@ class Snapshot:
             state and no data position in it: both are pure functions of the seed and the step.
         model: parameter or buffer name → tensor; tied weights once.
         optimizer: "slot/parameter name" → tensor.
-        compressor: "owner/slot" → tensor, of this rank alone.
+        compressor: parameter → slot → tensor: what this rank's compressors keep.
     """
 
     progress: dict[str, Any]
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    compressor: dict[str, Tensor]
+    compressor: Named
 
 
 def folder(run: Path, step: int) -> Path:
@@ -77,7 +78,10 @@ def save(run: Path, snapshot: Snapshot, assets: Callable[[Path], None], comm: Co
             assets(draft)
     with comm.together("write the compressors' state"), _disk_trouble(final):
         if snapshot.compressor:
-            save_file(snapshot.compressor, draft / f"compressor-{comm.rank:05d}.safetensors")
+            flat = {
+                f"{name}/{slot}": value for name, slots in snapshot.compressor.items() for slot, value in slots.items()
+            }
+            save_file({key: value.contiguous() for key, value in flat.items()}, _of_rank(draft, comm.rank))
     with comm.together("seal the checkpoint"), _disk_trouble(final):
         if comm.rank == 0:
             size = _seal(draft, final, snapshot.progress)
@@ -151,23 +155,39 @@ def verify(path: Path) -> dict[str, Any]:
     return state["progress"]
 
 
-def load(path: Path, rank: int) -> Snapshot:
-    """Read and verify the checkpoint in `path` as `rank` needs it.
+def load(path: Path, rank: int, size: int, same: Collection[str] = ()) -> Snapshot:
+    """Read and verify the checkpoint in `path` as `rank` of `size` needs it, however many ranks wrote it.
+
+    Args:
+        same: slots of the compressors' state that are equal on all ranks.
 
     Raises:
         UserError: as `verify`.
     """
     progress = verify(path)
-    mine = path / f"compressor-{rank:05d}.safetensors"
+    writers = len(list(path.glob("compressor-*.safetensors")))
     try:
         return Snapshot(
             progress=progress,
             model=load_file(path / "model.safetensors"),
             optimizer=load_file(path / "optimizer.safetensors"),
-            compressor=load_file(mine) if mine.exists() else {},
+            compressor=take_over(lambda writer: _named(_of_rank(path, writer)), writers, rank, size, same),
         )
     except (OSError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} is damaged: {error}") from None
+
+
+def _of_rank(path: Path, rank: int) -> Path:
+    return path / f"compressor-{rank:05d}.safetensors"
+
+
+def _named(path: Path) -> Named:
+    """Read what one rank's compressors keep."""
+    found: Named = {}
+    for key, value in load_file(path).items():
+        name, slot = key.rsplit("/", 1)
+        found.setdefault(name, {})[slot] = value
+    return found
 
 
 def newest_whole(run: Path, warn: Callable[[str], None]) -> Path | None:

@@ -1,14 +1,16 @@
 """What a run in progress is: weights, optimizer, counters; and how a checkpoint holds them."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from hvd_llm import checkpoint, models, optimizer
 from hvd_llm.config import Config
 from hvd_llm.errors import UserError
 from hvd_llm.evaluate import Score
+from hvd_llm.reduce.memory import Named
 
 
 @dataclass
@@ -37,7 +39,7 @@ class State:
 
     Attributes:
         parameters: name → trainable parameter; tied ones once.
-        compressor: bucket → slot → tensor, this rank's alone.
+        compressor: parameter → slot → tensor: what this rank's compressors kept when it was last saved.
     """
 
     def __init__(self, config: Config, model: nn.Module):
@@ -45,7 +47,7 @@ class State:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = optimizer.build(config.optimizer, models.decay_groups(model, config.optimizer.weight_decay))
         self.loss_scale = optimizer.LossScale(dynamic=config.train.precision == "fp16")
-        self.compressor: dict[str, dict[str, Tensor]] = {}
+        self.compressor: Named = {}
         self.progress = Progress()
 
     def snapshot(self) -> checkpoint.Snapshot:
@@ -57,18 +59,19 @@ class State:
             progress=asdict(self.progress),
             model=models.tensors(self.model),
             optimizer=optimizer.named_state(self.optimizer, names),
-            compressor={
-                f"{owner}/{slot}": value for owner, slots in self.compressor.items() for slot, value in slots.items()
-            },
+            compressor=self.compressor,
         )
 
-    def restore(self, path: Path, rank: int) -> None:
-        """Continue from a checkpoint folder.
+    def restore(self, path: Path, rank: int = 0, size: int = 1, same: Collection[str] = ()) -> None:
+        """Continue from a checkpoint folder as `rank` of `size`.
+
+        Args:
+            same: slots of the compressor's state that are equal on all ranks.
 
         Raises:
             UserError: it is damaged, or of another model.
         """
-        snapshot = checkpoint.load(path, rank)
+        snapshot = checkpoint.load(path, rank, size, same)
         try:
             self.progress = Progress(**snapshot.progress)
             models.load_tensors(self.model, snapshot.model)
@@ -77,6 +80,4 @@ class State:
             raise UserError(f"checkpoint {path} does not fit this model: {error}") from None
         self.loss_scale.value = self.progress.loss_scale if self.loss_scale.dynamic else 1.0
         self.loss_scale.good_steps = self.progress.loss_scale_good_steps
-        for key, value in snapshot.compressor.items():
-            owner, slot = key.split("/", 1)
-            self.compressor.setdefault(owner, {})[slot] = value
+        self.compressor = snapshot.compressor

@@ -59,7 +59,7 @@ def train(config: Config, name: str, comm: Comm) -> Path:
 
     run = Path(comm.broadcast_object("run.dir", config.run.dir or runfolder.default(name, comm.size)))
     with runfolder.claimed(run, comm):
-        state = _start_or_resume(run, config, dataset, model, comm)
+        state = _start_or_resume(run, config, dataset, model, comm, compressor.same)
         launch, witness = 0, Silence()
         if comm.rank == 0:
             about = provenance.launch(state.progress.step, machines, comm, threads)
@@ -72,7 +72,9 @@ def train(config: Config, name: str, comm: Comm) -> Path:
     return run
 
 
-def _start_or_resume(run: Path, config: Config, dataset: Dataset, model: nn.Module, comm: Comm) -> State:
+def _start_or_resume(
+    run: Path, config: Config, dataset: Dataset, model: nn.Module, comm: Comm, same: tuple[str, ...]
+) -> State:
     """Make the run folder, or continue from its newest checkpoint; the same state on all ranks. Collective."""
     resume = None
     with comm.together("open the run folder"):
@@ -82,7 +84,7 @@ def _start_or_resume(run: Path, config: Config, dataset: Dataset, model: nn.Modu
     state = State(config, model)
     with comm.together("load the checkpoint"):
         if resume:
-            state.restore(Path(resume), comm.rank)
+            state.restore(Path(resume), comm.rank, comm.size, same)
     comm.require_same("checkpoint", [asdict(state.progress), int(fingerprint(state.snapshot().optimizer))])
     comm.broadcast(models.tensors(model))
     return state

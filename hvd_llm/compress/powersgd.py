@@ -20,7 +20,9 @@ def powersgd(gradient_KMN, state, at, rank: int = 4):
         total = yield Sum(gradient_KMN.clone())
         gradient_KMN.zero_()
         return total
-    q_KNR = state["q"] if "q" in state else _start(at, gradient_KMN, rank)
+    q_KNR = state.get("q")
+    if q_KNR is None or q_KNR.shape[-1] != rank:  # the first step, or a checkpoint of another rank
+        q_KNR = _start(at, gradient_KMN, rank)
     p_KMR = orthonormal((yield Sum(gradient_KMN @ q_KNR)))
     q_KNR = gradient_KMN.mT @ p_KMR
     if at.feedback:

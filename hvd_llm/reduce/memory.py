@@ -4,7 +4,7 @@ A step first works on copies of these dictionaries, whose tensors are never writ
 as a whole: a step that is skipped leaves no trace.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -66,24 +66,27 @@ def _join(segment: Segment, kept: Mapping[str, Mapping[str, Tensor]]) -> State:
     return joined
 
 
-def redistribute(ranks: Sequence[Named], rank: int, size: int, same: Sequence[str]) -> Named:
-    """What rank `rank` of `size` takes over from `ranks`, the states of those who wrote a checkpoint.
+def take_over(load: Callable[[int], Named], writers: int, rank: int, size: int, same: Collection[str]) -> Named:
+    """What `rank` of `size` takes over from the `writers` ranks of a checkpoint.
 
     Slots named in `same` are equal on all ranks. The others are parts of a sum, which is conserved: rank r takes those
-    of the old ranks r, r + size, …; a rank beyond the old ones starts with none.
+    of the writers r, r + size, …; a rank beyond them starts with zeros.
+
+    Args:
+        load: reads what one writer kept.
     """
-    if len(ranks) == size:
-        return ranks[rank]
+    if writers == size:
+        return load(rank)
     mine: Named = {}
-    for index, named in enumerate(ranks):
-        for name, slots in named.items():
+    for writer in sorted({*range(rank, writers, size), *range(min(1, writers))}):
+        counts = writer % size == rank
+        for name, slots in load(writer).items():
             for slot, value in slots.items():
                 have = mine.setdefault(name, {})
                 if slot in same:
                     have[slot] = value
-                elif index % size == rank:
-                    have[slot] = have[slot] + value if slot in have else value
-    if rank >= len(ranks):
-        for name, slots in ranks[0].items():
-            mine[name] |= {slot: torch.zeros_like(value) for slot, value in slots.items() if slot not in same}
+                elif counts and slot in have:
+                    have[slot] = have[slot] + value
+                else:
+                    have[slot] = value if counts else torch.zeros_like(value)
     return mine

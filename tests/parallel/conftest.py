@@ -1,10 +1,23 @@
 """The same tests at any number of ranks: `pytest tests/parallel` or `horovodrun -np 3 pytest tests/parallel`."""
 
+import atexit
+import shutil
+import tempfile
+
 import pytest
 import torch
+from small_corpus import make, paragraphs, sentences
 
 from hvd_llm.comm import connect
 from hvd_llm.config import Reduce
+from hvd_llm.launcher import Launch
+
+
+def pytest_configure(config):
+    """Ranks must not clean up each other's folders."""
+    if Launch.from_environment().by and not config.option.basetemp:
+        config.option.basetemp = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, config.option.basetemp, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +26,17 @@ def comm():
     comm = connect(Reduce(cycle_ms=1), groups=True)
     yield comm
     comm.close()
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Each rank prepares its own copy: the same bytes."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "text.txt").write_text("\n\n".join(paragraphs(20)))
+    rows = [f"{text}\t{'long' if len(text) > 60 else 'short'}" for text in sentences(300, 5)]
+    (folder / "rows.tsv").write_text("\n".join(rows))
+    made = {"causal": ("text", "bpe"), "masked": ("text", "wordpiece"), "classify": ("classify", "wordpiece")}
+    for task, (kind, tokenizer) in made.items():
+        source = folder / ("rows.tsv" if kind == "classify" else "text.txt")
+        make(folder / task, source, kind=kind, tokenizer=tokenizer, vocabulary=300, validation=0.1)
+    return folder

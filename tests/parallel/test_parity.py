@@ -6,55 +6,10 @@ batch of 6 gives unequal shares at 4 ranks, masked targets differ in number from
 
 import pytest
 import torch
-from small_corpus import make, paragraphs, sentences
+from small_training import STEPS, settings, trainer
 
-from hvd_llm import config, mesh, models
 from hvd_llm.comm.solo import Solo
-from hvd_llm.compress import registry
-from hvd_llm.data import open_dataset
 from hvd_llm.errors import UserError
-from hvd_llm.state import State
-from hvd_llm.trace import NoTrace
-from hvd_llm.train import Trainer, batches
-
-STEPS = 20
-FAMILY = {"causal": "gpt2", "masked": "bert", "classify": "bert"}
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    """Each rank prepares its own copy: the same bytes."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "text.txt").write_text("\n\n".join(paragraphs(20)))
-    rows = [f"{text}\t{'long' if len(text) > 60 else 'short'}" for text in sentences(300, 5)]
-    (folder / "rows.tsv").write_text("\n".join(rows))
-    made = {"causal": ("text", "bpe"), "masked": ("text", "wordpiece"), "classify": ("classify", "wordpiece")}
-    for task, (kind, tokenizer) in made.items():
-        source = folder / ("rows.tsv" if kind == "classify" else "text.txt")
-        make(folder / task, source, kind=kind, tokenizer=tokenizer, vocabulary=300, validation=0.1)
-    return folder
-
-
-def settings(folders, task: str, **changes):
-    tree = {
-        "data": {"path": str(folders / task), "task": task, "sequence_length": 16},
-        "model": {"family": FAMILY[task], "layers": 2, "hidden": 32, "heads": 2},
-        "train": {"steps": STEPS, "global_batch": 6, "micro_batch": 1, "label_smoothing": 0.1},
-        "optimizer": {"name": "sgd", "lr": 0.1, "clip_norm": 0.5},
-        "reduce": {"bucket_mb": 0.01},
-    }
-    for section, values in changes.items():
-        tree[section] = tree.get(section, {}) | values
-    return config.resolve(tree)
-
-
-def trainer(comm, config, dtype=torch.float32):
-    dataset = open_dataset(config.data.path)
-    model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(dtype)
-    ranks = mesh.build(comm.rank, ["host"] * comm.size)
-    training, validation = (batches(config, dataset, split) for split in ("train", "validation"))
-    how = registry.find(config.reduce.compressor)
-    return Trainer(config, comm, State(config, model), ranks, training, validation, how, STEPS, NoTrace())
 
 
 @torch.no_grad()

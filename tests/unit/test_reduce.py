@@ -16,6 +16,7 @@ from hvd_llm.compress.none import none
 from hvd_llm.errors import UserError
 from hvd_llm.reduce import lockstep
 from hvd_llm.reduce.buckets import allocate, plan, readiness_order
+from hvd_llm.reduce.memory import take_over
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.trace import NoTrace
 
@@ -123,3 +124,14 @@ def test_hosts_and_what_goes_across_them():
 def test_a_mesh_that_does_not_fit_names_the_nearest_that_does():
     with pytest.raises(UserError, match=r"6 ranks .* pp = 2 x tp = 2; the nearest product is 3"):
         mesh.build(0, ["host"] * 6, pp=2, tp=2)
+
+
+@pytest.mark.parametrize("writers", [1, 2, 3, 4])
+@pytest.mark.parametrize("readers", [1, 2, 3, 4, 7])
+def test_errors_keep_their_sum_when_the_number_of_ranks_changes(writers, readers):
+    random = torch.Generator().manual_seed(0)
+    errors = [torch.randn(5, generator=random, dtype=torch.float64) for _ in range(writers)]
+    kept = [{"weight": {"error": error, "q": torch.ones(2)}} for error in errors]
+    taken = [take_over(lambda writer: kept[writer], writers, rank, readers, ["q"]) for rank in range(readers)]
+    torch.testing.assert_close(sum(named["weight"]["error"] for named in taken), sum(errors))
+    assert all(named["weight"]["q"].tolist() == [1, 1] for named in taken)

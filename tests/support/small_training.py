@@ -1,0 +1,38 @@
+"""A model of some thousand parameters in training, for tests that compare two of them."""
+
+import torch
+
+from hvd_llm import config, mesh, models
+from hvd_llm.compress import registry
+from hvd_llm.data import open_dataset
+from hvd_llm.state import State
+from hvd_llm.trace import NoTrace
+from hvd_llm.train import Trainer, batches
+
+STEPS = 20
+FAMILY = {"causal": "gpt2", "masked": "bert", "classify": "bert"}
+
+
+def settings(folders, task: str, **changes):
+    tree = {
+        "data": {"path": str(folders / task), "task": task, "sequence_length": 16},
+        "model": {"family": FAMILY[task], "layers": 2, "hidden": 32, "heads": 2},
+        "train": {"steps": STEPS, "global_batch": 6, "micro_batch": 1, "label_smoothing": 0.1},
+        "optimizer": {"name": "sgd", "lr": 0.1, "clip_norm": 0.5},
+        "reduce": {"bucket_mb": 0.01},
+    }
+    for section, values in changes.items():
+        tree[section] = tree.get(section, {}) | values
+    return config.resolve(tree)
+
+
+def trainer(comm, config, dtype=torch.float32, restore=None):
+    dataset = open_dataset(config.data.path)
+    model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(dtype)
+    ranks = mesh.build(comm.rank, ["host"] * comm.size)
+    training, validation = (batches(config, dataset, split) for split in ("train", "validation"))
+    how = registry.find(config.reduce.compressor)
+    state = State(config, model)
+    if restore:
+        state.restore(restore, comm.rank, comm.size, how.same)
+    return Trainer(config, comm, state, ranks, training, validation, how, STEPS, NoTrace())
