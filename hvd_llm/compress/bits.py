@@ -7,11 +7,10 @@ from torch import Tensor
 
 def pack_signs(values: Tensor) -> Tensor:
     """(rows, n) → (rows, n / 8) uint8: a bit per element, set where it is not negative; the first is the lowest."""
-    positive = values >= 0
-    if positive.device.type == "cpu":  # one pass, where torch needs eight
-        return torch.from_numpy(np.packbits(positive.numpy(), axis=-1, bitorder="little"))
+    if values.device.type == "cpu":  # one pass, where torch needs eight
+        return torch.from_numpy(np.packbits(values.numpy() >= 0, axis=-1, bitorder="little"))
     weights = 2 ** torch.arange(8, dtype=torch.uint8, device=values.device)
-    return (positive.unflatten(-1, (-1, 8)) * weights).sum(-1, dtype=torch.uint8)
+    return ((values >= 0).unflatten(-1, (-1, 8)) * weights).sum(-1, dtype=torch.uint8)
 
 
 def unpack_signs(codes: Tensor, out: Tensor) -> Tensor:

@@ -55,5 +55,6 @@ class BlockCodec(ABC):
 
 def largest(blocks: Tensor) -> Tensor:
     """Largest magnitude of each block, (blocks, 1), at least the smallest normal number so that it divides."""
-    low, high = blocks.aminmax(dim=1, keepdim=True)
+    # aminmax would say both at once, twenty times as slowly
+    low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
     return torch.maximum(-low, high).clamp_(min=torch.finfo(torch.float32).tiny)

@@ -22,7 +22,10 @@ class Fp8(BlockCodec):
         return scales, (blocks / scales).to(_FORMAT)
 
     def dequantize(self, codes: Tensor, scales: Tensor, out: Tensor) -> None:
-        out.copy_(codes.view(_FORMAT)).mul_(scales)
+        # e4m3 is fp16 with fewer bits at both ends, 2^8 larger; torch's own conversion is twenty times slower.
+        bits = codes.to(torch.int16)
+        halves = ((bits & 0x80) << 8 | (bits & 0x7F) << 7).view(torch.float16)
+        out.copy_(halves).mul_(scales * 256)
 
 
 @compressor(feedback=0)

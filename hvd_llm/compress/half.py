@@ -21,8 +21,7 @@ class Fp16:
     def encode(self, values: Tensor) -> Tensor:
         payload = torch.zeros(self.size(values.numel()), dtype=torch.uint8, device=values.device)
         if values.numel():
-            low, high = values.aminmax()
-            _, exponent = torch.frexp(torch.maximum(-low, high))
+            _, exponent = torch.frexp(torch.maximum(-values.amin(), values.amax()))
             scale = torch.ldexp(torch.ones((), device=values.device), 15 - exponent.clamp(-100, 100))
             # An inf has no exponent; whatever the scale, it stays one.
             payload[:4].view(torch.float32).copy_(scale)

@@ -20,7 +20,7 @@ class OneBit(BlockCodec):
     bits: int = 1
 
     def quantize(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        scales = torch.linalg.vector_norm(blocks, 1, dim=1, keepdim=True) / self.block
+        scales = blocks.abs().mean(1, keepdim=True)
         return scales, pack_signs(blocks)
 
     def dequantize(self, codes: Tensor, scales: Tensor, out: Tensor) -> None:
