@@ -33,6 +33,9 @@ class Apart(Solo):
     def __init__(self, comm: Comm):
         self.rank, self.size = comm.rank, comm.size
 
+    def ranks(self, group):
+        return (self.rank,)
+
     def broadcast_object(self, name, value):
         return value
 

@@ -35,13 +35,13 @@ class Snapshot:
             state and no data position in it: both are pure functions of the seed and the step.
         model: parameter or buffer name → tensor; tied weights once.
         optimizer: "slot/parameter name" → tensor.
-        compressor: parameter → slot → tensor: what this rank's compressors keep.
+        own: parameter → slot → tensor: what is this rank's alone.
     """
 
     progress: dict[str, Any]
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    compressor: Named
+    own: Named
 
 
 def folder(run: Path, step: int) -> Path:
@@ -57,7 +57,7 @@ def steps(run: Path) -> list[int]:
 def save(run: Path, snapshot: Snapshot, assets: Callable[[Path], None], comm: Comm) -> int:
     """Write one checkpoint and return its size in bytes (0 on other ranks than 0). Collective.
 
-    Rank 0 writes what all share, then every rank the state of its compressors. No rank goes on before the
+    Rank 0 writes what all share, then every rank what is its own. No rank goes on before the
     checkpoint is whole: the time it takes lies between steps on every rank, and so does its failure.
 
     Args:
@@ -76,11 +76,9 @@ def save(run: Path, snapshot: Snapshot, assets: Callable[[Path], None], comm: Co
             save_file(snapshot.model, draft / "model.safetensors", {"format": "pt"})
             save_file(snapshot.optimizer, draft / "optimizer.safetensors")
             assets(draft)
-    with comm.together("write the compressors' state"), _disk_trouble(final):
-        if snapshot.compressor:
-            flat = {
-                f"{name}/{slot}": value for name, slots in snapshot.compressor.items() for slot, value in slots.items()
-            }
+    with comm.together("write every rank's own"), _disk_trouble(final):
+        if snapshot.own:
+            flat = {f"{name}/{slot}": value for name, slots in snapshot.own.items() for slot, value in slots.items()}
             save_file({key: value.contiguous() for key, value in flat.items()}, _of_rank(draft, comm.rank))
     with comm.together("seal the checkpoint"), _disk_trouble(final):
         if comm.rank == 0:
@@ -165,20 +163,20 @@ def load(path: Path, rank: int, size: int, same: Collection[str] = ()) -> Snapsh
         UserError: as `verify`.
     """
     progress = verify(path)
-    writers = len(list(path.glob("compressor-*.safetensors")))
+    writers = len(list(path.glob("rank-*.safetensors")))
     try:
         return Snapshot(
             progress=progress,
             model=load_file(path / "model.safetensors"),
             optimizer=load_file(path / "optimizer.safetensors"),
-            compressor=take_over(lambda writer: _named(_of_rank(path, writer)), writers, rank, size, same),
+            own=take_over(lambda writer: _named(_of_rank(path, writer)), writers, rank, size, same),
         )
     except (OSError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} is damaged: {error}") from None
 
 
 def _of_rank(path: Path, rank: int) -> Path:
-    return path / f"compressor-{rank:05d}.safetensors"
+    return path / f"rank-{rank:05d}.safetensors"
 
 
 def _named(path: Path) -> Named:

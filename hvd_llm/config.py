@@ -141,6 +141,24 @@ class Reduce:
 
 
 @_section
+class Sync:
+    every: Positive = 1
+    """Steps between exchanges. 1: gradients, every step; more: ranks train apart, then exchange how far they came."""
+    after: Count = 0
+    """First steps, in which gradients are exchanged in every step all the same."""
+    outer_lr: PositiveFloat = 0.7
+    """Outer learning rate; DiLoCo's. 1, with outer_momentum 0, is local SGD: the mean of the weights."""
+    outer_momentum: Share = 0.9
+    """Nesterov momentum of the outer steps."""
+    fragments: Positive = 1
+    """Parts of the model that are exchanged in turn, at even distances within `every` steps (streaming DiLoCo)."""
+    delay: Count = 0
+    """Steps after which an exchange is taken up, to hide it behind them; fewer than `every`."""
+    mix: Share = 0.0
+    """Share of its own weights that a rank keeps when it takes up an exchange that was delayed."""
+
+
+@_section
 class Checkpoint:
     every: Count = 100
     """Steps between checkpoints; the last step always writes one. 0: only the last."""
@@ -178,6 +196,7 @@ class Config:
     train: Train = Train()
     optimizer: Optimizer = Optimizer()
     reduce: Reduce = Reduce()
+    sync: Sync = Sync()
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
     trace: Trace = Trace()
@@ -281,6 +300,7 @@ def check(config: Config) -> None:
             config.optimizer.schedule == "wsd" and config.optimizer.warmup + config.optimizer.decay > 1,
             f"optimizer.warmup + optimizer.decay is {config.optimizer.warmup + config.optimizer.decay:g}; at most 1",
         ),
+        *_apart(config.sync, train),
         (config.trace.horovod_timeline and not config.trace.enabled, "trace.horovod_timeline needs trace.enabled"),
         (
             train.compile and train.activation_checkpointing,
@@ -290,6 +310,25 @@ def check(config: Config) -> None:
     for wrong, sentence in rules:
         if wrong:
             raise UserError(sentence)
+
+
+def _apart(sync: Sync, train: Train) -> list[tuple[bool, str]]:
+    """What does not go together when ranks train apart."""
+    return [
+        (
+            sync.delay >= sync.every,
+            f"sync.delay is {sync.delay}; it must be less than sync.every = {sync.every}",
+        ),
+        (
+            sync.fragments > sync.every,
+            f"sync.fragments is {sync.fragments}; at most sync.every = {sync.every} have a turn each",
+        ),
+        (bool(sync.mix) and not sync.delay, "sync.mix needs sync.delay: without it nothing was learnt meanwhile"),
+        (
+            sync.every > 1 and train.precision == "fp16",
+            "train.precision is 'fp16', whose loss scale would differ among ranks that train apart; take 'bf16'",
+        ),
+    ]
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:

@@ -4,13 +4,17 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from hvd_llm import checkpoint, models, optimizer
 from hvd_llm.config import Config
 from hvd_llm.errors import UserError
 from hvd_llm.evaluate import Score
 from hvd_llm.reduce.memory import Named
+
+_OUTER = "outer."  # begins the names of optimizer slots that ranks which train apart share
+_OWN = "own."  # begins the names of slots that are taken over as they are
 
 
 @dataclass
@@ -39,7 +43,10 @@ class State:
 
     Attributes:
         parameters: name → trainable parameter; tied ones once.
-        compressor: parameter → slot → tensor: what this rank's compressors kept when it was last saved.
+        memory: parameter → slot → tensor: what this rank's compressors remember. This and the next two are brought up
+            to date when the state is saved.
+        shared: parameter → slot → tensor: what ranks that train apart agree on.
+        apart: "weights/parameter" or "slot/parameter" → tensor: this rank's own weights and optimizer, if they do.
     """
 
     def __init__(self, config: Config, model: nn.Module):
@@ -47,20 +54,44 @@ class State:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = optimizer.build(config.optimizer, models.decay_groups(model, config.optimizer.weight_decay))
         self.loss_scale = optimizer.LossScale(dynamic=config.train.precision == "fp16")
-        self.compressor: Named = {}
+        self.memory: Named = {}
+        self.shared: Named = {}
+        self.apart: dict[str, Tensor] = {}
         self.progress = Progress()
 
     def snapshot(self) -> checkpoint.Snapshot:
         """The state as a checkpoint takes it; tensors are not copied."""
         self.progress.loss_scale = self.loss_scale.value
         self.progress.loss_scale_good_steps = self.loss_scale.good_steps
-        names = {parameter: name for name, parameter in self.parameters.items()}
+        outer = {
+            f"{_OUTER}{slot}/{name}": value
+            for name, slots in self.shared.items()
+            for slot, value in slots.items()
+            if slot != "anchor"
+        }
+        own = {name: dict(slots) for name, slots in self.memory.items()}
+        for key, value in self.apart.items():
+            slot, name = key.split("/", 1)
+            own.setdefault(name, {})[f"{_OWN}{slot}"] = value
         return checkpoint.Snapshot(
             progress=asdict(self.progress),
-            model=models.tensors(self.model),
-            optimizer=optimizer.named_state(self.optimizer, names),
-            compressor=self.compressor,
+            model=models.tensors(self.model) | {name: slots["anchor"] for name, slots in self.shared.items()},
+            optimizer=self._optimizer() | outer,
+            own=own,
         )
+
+    def _optimizer(self) -> dict[str, Tensor]:
+        return optimizer.named_state(self.optimizer, {parameter: name for name, parameter in self.parameters.items()})
+
+    def remember(self, memory: Named, shared: Named | None = None) -> None:
+        """Note what is kept outside of this state, before it is saved.
+
+        Args:
+            shared: what ranks that train apart agree on, if they do.
+        """
+        self.memory, self.shared = memory, shared or {}
+        weights = {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        self.apart = weights | self._optimizer() if shared else {}
 
     def restore(self, path: Path, rank: int = 0, size: int = 1, same: Collection[str] = ()) -> None:
         """Continue from a checkpoint folder as `rank` of `size`.
@@ -75,9 +106,28 @@ class State:
         try:
             self.progress = Progress(**snapshot.progress)
             models.load_tensors(self.model, snapshot.model)
-            optimizer.load_named_state(self.optimizer, self.parameters, snapshot.optimizer)
+            inner = {key: value for key, value in snapshot.optimizer.items() if not key.startswith(_OUTER)}
+            optimizer.load_named_state(self.optimizer, self.parameters, inner)
         except (KeyError, TypeError) as error:
             raise UserError(f"checkpoint {path} does not fit this model: {error}") from None
         self.loss_scale.value = self.progress.loss_scale if self.loss_scale.dynamic else 1.0
         self.loss_scale.good_steps = self.progress.loss_scale_good_steps
-        self.compressor = snapshot.compressor
+        for key in snapshot.optimizer.keys() - inner.keys():
+            slot, name = key.removeprefix(_OUTER).split("/", 1)
+            self.shared.setdefault(name, {"anchor": snapshot.model[name]})[slot] = snapshot.optimizer[key]
+        for name, slots in snapshot.own.items():
+            for slot, value in slots.items():
+                if slot.startswith(_OWN):
+                    self.apart[f"{slot.removeprefix(_OWN)}/{name}"] = value
+                else:
+                    self.memory.setdefault(name, {})[slot] = value
+
+    @torch.no_grad()
+    def part(self) -> None:
+        """Go on from this rank's own weights and optimizer, if a checkpoint had them."""
+        if not self.apart:
+            return
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.apart[f"weights/{name}"])
+        inner = {key: value for key, value in self.apart.items() if not key.startswith("weights/")}
+        optimizer.load_named_state(self.optimizer, self.parameters, inner)

@@ -5,7 +5,7 @@ order of the data, its masks and dropout are pure functions of (seed, step).
 """
 
 import math
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from hvd_llm import device, mesh, models, optimizer, provenance, runfolder
-from hvd_llm.comm import Comm
+from hvd_llm.comm import Comm, Handle
 from hvd_llm.comm.clock import clock_offset
+from hvd_llm.comm.solo import Done
 from hvd_llm.compress import registry
+from hvd_llm.compress.none import none
 from hvd_llm.config import Config
 from hvd_llm.data import Batches, Dataset, open_dataset, targets, tokens
 from hvd_llm.drift import fingerprint
@@ -23,7 +25,9 @@ from hvd_llm.errors import UserError
 from hvd_llm.evaluate import Score, evaluate
 from hvd_llm.metrics import Metrics, Silence
 from hvd_llm.reduce.buckets import readiness_order
+from hvd_llm.reduce.outer import Outer
 from hvd_llm.reduce.reducer import Reducer
+from hvd_llm.reduce.sender import Route
 from hvd_llm.state import State
 from hvd_llm.trace import NoTrace, Trace, now
 
@@ -150,6 +154,7 @@ class Trainer:
         per_sequence = 1 if config.data.task == "classify" else config.data.sequence_length - 1
         self.nominal = training.global_batch * per_sequence
         self._totals = comm.allocate(3, torch.float64, torch.device("cpu"))
+        self._since = torch.zeros(3, dtype=torch.float64)  # loss, targets, tokens that have not been summed yet
         self._hashes = comm.allocate(comm.size, torch.int64, torch.device("cpu"))
         if config.train.activation_checkpointing:
             models.enable_activation_checkpointing(state.model)
@@ -159,25 +164,28 @@ class Trainer:
         if not state.progress.bucket_order:
             order = readiness_order(state.parameters, self._rehearse)
             state.progress.bucket_order = comm.broadcast_object("bucket order", order)
+        groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
+        route = Route(comm, groups, config.reduce.bucket_mb * MIB, trace, config.run.seed)
+        meets, order = config.sync.every > 1, state.progress.bucket_order
         self.reducer = Reducer(
-            state.parameters,
-            state.progress.bucket_order,
-            compressor,
-            comm,
-            {"world": ranks.world, "node": ranks.node, "across": ranks.across},
-            config.reduce.bucket_mb * MIB,
-            trace,
-            state.compressor,
-            config.reduce.warmup_steps,
-            config.run.seed,
+            state.parameters, order, none if meets else compressor, route, state.memory, config.reduce.warmup_steps
         )
+        self.outer: Outer | None = None
+        if meets:
+            self.outer = Outer(
+                config.sync, state.parameters, order, compressor, route, state.memory, state.shared, state.progress.step
+            )
+            state.part()
 
     def step(self) -> tuple[dict, int]:
         """One optimizer step; returns a row of metrics and the number of input tokens, both over all ranks."""
         config, comm, progress, trace = self.config, self.comm, self.state.progress, self.trace
         trace.step, began = progress.step, now()
         self._seed(progress.step)
-        self.reducer.start(progress.step, self.state.loss_scale.value)
+        alone = self.outer is not None and progress.step >= config.sync.after
+        if alone and progress.step == config.sync.after:
+            self.outer.begin()
+        self.reducer.start(progress.step, self.state.loss_scale.value, alone)
 
         with trace.span("input"):
             mine = self.training.micro_batches(progress.step, comm.rank, comm.size, config.train.micro_batch)
@@ -188,21 +196,23 @@ class Trainer:
                 loss = self._loss(batch)
                 loss_total += loss.detach()
             if index == len(mine) - 1:
-                totals = self._share(loss_total, *counts)
+                totals = self._share(alone, loss_total, *counts)
                 self.reducer.last_pass()
             with trace.span("backward", index):
                 (loss * (self.state.loss_scale.value / self.nominal)).backward()
-        totals = totals or self._share(loss_total, *counts)  # where no sequence of this batch is ours
+        totals = totals or self._share(alone, loss_total, *counts)  # where no sequence of this batch is ours
         self.reducer.finish()
         loss_sum, all_targets, all_tokens = totals.wait().tolist()
-        all_targets = max(all_targets, 1.0)  # a batch whose every label is missing
 
         with trace.span("optimizer"):
-            row = self._update(self.nominal / all_targets)
+            row = self._update(self.nominal / max(1.0, counts[0] if alone else all_targets))
+        if alone:
+            self.outer.after(progress.step, last=progress.step + 1 == self.steps)
         progress.step += 1
         progress.tokens += int(all_tokens)
         trace.add("step", began, now(), amount=counts[1])
-        return row | {"loss": loss_sum / all_targets, "tokens": progress.tokens}, int(all_tokens)
+        # A batch whose every label is missing has no loss.
+        return row | {"loss": loss_sum / max(1.0, all_targets), "tokens": progress.tokens}, int(all_tokens)
 
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Cross entropy summed over the targets of one micro-batch."""
@@ -210,9 +220,21 @@ class Trainer:
         with self._autocast():
             return models.loss_sum(self.state.model, batch, self.config.train.label_smoothing)[0]
 
-    def _share(self, loss: Tensor, *counts: int):
-        """Start summing the loss, the number of targets and of tokens over all ranks."""
-        self._totals[:] = torch.tensor([float(loss), *counts], dtype=torch.float64)
+    def _share(self, alone: bool, loss: Tensor, *counts: int) -> Handle:
+        """Start summing the loss, the number of targets and of tokens over all ranks.
+
+        Ranks that train apart do so once in a round, for all its steps; until then each goes by its own.
+        """
+        mine = torch.tensor([float(loss), *counts], dtype=torch.float64)
+        if not alone:
+            self._totals.copy_(mine)
+            return self.comm.sum_async("step.totals", self._totals)
+        self._since += mine
+        done = self.state.progress.step + 1
+        if (done - self.config.sync.after) % self.config.sync.every and done != self.steps:
+            return Done(torch.tensor([*mine[:2], 0.0]))
+        self._totals.copy_(self._since)
+        self._since.zero_()
         return self.comm.sum_async("step.totals", self._totals)
 
     def _update(self, factor: float) -> dict:
@@ -241,7 +263,7 @@ class Trainer:
         """Score the validation split."""
         began, config = now(), self.config
         task, micro_batch, limit = config.data.task, config.train.micro_batch, config.evaluate.batches
-        with self._autocast():
+        with self._autocast(), self._agreed():
             score, count = evaluate(self.state.model, self.validation, task, self.comm, micro_batch, limit)
         self.state.progress.note(score)
         self.trace.add("evaluate", began, now(), amount=count)
@@ -250,9 +272,24 @@ class Trainer:
     def save(self, run: Path) -> None:
         """Write a checkpoint, delete those that are no longer wanted."""
         began = now()
-        self.state.compressor = self.reducer.memory.by_parameter()
+        self.remember()
         size = runfolder.save(run, self.state, self.training.dataset, self.config.checkpoint, self.comm)
         self.trace.add("checkpoint", began, now(), amount=size)
+
+    def remember(self) -> None:
+        """Bring `state` up to date with what the reducer keeps."""
+        if not self.outer:
+            self.state.remember(self.reducer.memory.by_parameter())
+            return
+        self._totals.copy_(self._since)
+        self._since.zero_()
+        self.state.progress.tokens += int(self.comm.sum("step.totals", self._totals)[2])
+        self.state.remember(*self.outer.state())
+
+    def _agreed(self):
+        """The weights are what all ranks agree on, meanwhile."""
+        apart = self.outer and self.state.progress.step > self.config.sync.after
+        return self.outer.agreed() if apart else nullcontext()
 
     def check_drift(self) -> None:
         """Compare a hash of the weights across ranks.
@@ -261,7 +298,8 @@ class Trainer:
             UserError: the replicas are no longer the same model.
         """
         self._hashes.zero_()
-        self._hashes[self.comm.rank] = fingerprint(self.state.parameters)
+        with self._agreed():
+            self._hashes[self.comm.rank] = fingerprint(self.state.parameters)
         hashes = self.comm.sum("drift", self._hashes).tolist()
         odd = [rank for rank, value in enumerate(hashes) if value != hashes[0]]
         if odd:

@@ -5,7 +5,6 @@ Seide et al. 2014; Tang et al. 2021 (arXiv:2102.02888), whose two-phase sum this
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hvd_llm.compress.base import compressor

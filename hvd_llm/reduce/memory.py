@@ -29,15 +29,15 @@ class Memory:
         self._drafts[bucket] = [dict(state) for state in self._kept[bucket]]
         return self._drafts[bucket]
 
-    def keep(self) -> None:
-        """The step counts."""
-        for bucket, states in self._drafts.items():
-            self._kept[bucket] = states
-        self._drafts = {}
+    def keep(self, bucket: int | None = None) -> None:
+        """The step counts, or that of one bucket."""
+        for index in list(self._drafts) if bucket is None else [bucket]:
+            self._kept[index] = self._drafts.pop(index)
 
-    def drop(self) -> None:
-        """The step is skipped."""
-        self._drafts = {}
+    def drop(self, bucket: int | None = None) -> None:
+        """The step is skipped, or that of one bucket."""
+        for index in list(self._drafts) if bucket is None else [bucket]:
+            del self._drafts[index]
 
     def by_parameter(self) -> Named:
         """All that is kept, by parameter; tensors are views."""
@@ -69,8 +69,9 @@ def _join(segment: Segment, kept: Mapping[str, Mapping[str, Tensor]]) -> State:
 def take_over(load: Callable[[int], Named], writers: int, rank: int, size: int, same: Collection[str]) -> Named:
     """What `rank` of `size` takes over from the `writers` ranks of a checkpoint.
 
-    Slots named in `same` are equal on all ranks. The others are parts of a sum, which is conserved: rank r takes those
-    of the writers r, r + size, …; a rank beyond them starts with zeros.
+    Slots named in `same` are equal on all ranks; those that begin with "own." are taken as they are, from writer `rank`
+    modulo their number. The others are parts of a sum, which is conserved: rank r takes those of the writers r,
+    r + size, …; a rank beyond them starts with zeros.
 
     Args:
         load: reads what one writer kept.
@@ -78,13 +79,16 @@ def take_over(load: Callable[[int], Named], writers: int, rank: int, size: int, 
     if writers == size:
         return load(rank)
     mine: Named = {}
-    for writer in sorted({*range(rank, writers, size), *range(min(1, writers))}):
+    if not writers:
+        return mine
+    for writer in sorted({0, rank % writers, *range(rank, writers, size)}):
         counts = writer % size == rank
         for name, slots in load(writer).items():
             for slot, value in slots.items():
                 have = mine.setdefault(name, {})
-                if slot in same:
-                    have[slot] = value
+                if slot in same or slot.startswith("own."):
+                    if writer == rank % writers:
+                        have[slot] = value
                 elif counts and slot in have:
                     have[slot] = have[slot] + value
                 else:

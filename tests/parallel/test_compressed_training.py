@@ -66,7 +66,7 @@ def test_a_resumed_run_has_the_same_bits(comm, config, tmp_path_factory):
     straight = trainer(comm, config)
     for _ in range(BAD_STEP):
         straight.step()
-    straight.state.compressor = straight.reducer.memory.by_parameter()
+    straight.remember()
     run = tmp_path_factory.mktemp("run")
     run = type(run)(comm.broadcast_object("folder", str(run)))
     checkpoint.save(run, straight.state.snapshot(), lambda folder: None, comm)

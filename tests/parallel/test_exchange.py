@@ -11,6 +11,7 @@ from hvd_llm.errors import UserError
 from hvd_llm.reduce import lockstep
 from hvd_llm.reduce.exchange import Exchange
 from hvd_llm.reduce.reducer import Reducer
+from hvd_llm.reduce.sender import Route
 from hvd_llm.trace import NoTrace
 
 GROUPS = {"world": WORLD}
@@ -86,7 +87,7 @@ def test_a_compressor_gets_the_groups_that_it_names(comm):
     comm.register(ranks.named(over_node_then_across.groups))
     parameters = {"weight": torch.nn.Parameter(torch.zeros(3))}
     groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
-    reducer = Reducer(parameters, ["weight"], over_node_then_across, comm, groups, 1000, NoTrace())
+    reducer = Reducer(parameters, ["weight"], over_node_then_across, Route(comm, groups, 1000, NoTrace()))
     reducer.start()
     reducer.last_pass()
     (parameters["weight"] * (comm.rank + 1.0)).sum().backward()

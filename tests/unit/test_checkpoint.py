@@ -9,10 +9,10 @@ from hvd_llm.drift import fingerprint
 from hvd_llm.errors import UserError
 
 
-def save(run, step: int, value: float = 0.0, compressor=None):
+def save(run, step: int, value: float = 0.0, own=None):
     weights = {"weight": torch.full((4, 4), value + step)}
     snapshot = checkpoint.Snapshot(
-        {"step": step, "best_step": 1}, weights, {"exp_avg/weight": torch.ones(4, 4)}, compressor or {}
+        {"step": step, "best_step": 1}, weights, {"exp_avg/weight": torch.ones(4, 4)}, own or {}
     )
     return checkpoint.save(run, snapshot, lambda path: (path / "config.json").write_text("{}"), Solo())
 
@@ -26,12 +26,12 @@ def run(tmp_path):
 
 
 def test_what_is_saved_is_loaded(run):
-    size = save(run, 4, compressor={"layer.weight": {"error": torch.arange(3.0)}})
+    size = save(run, 4, own={"layer.weight": {"error": torch.arange(3.0)}})
     snapshot = checkpoint.load(checkpoint.folder(run, 4), rank=0, size=1)
     assert snapshot.progress["step"] == 4
     assert snapshot.model["weight"].eq(4).all()
     assert snapshot.optimizer["exp_avg/weight"].eq(1).all()
-    assert snapshot.compressor["layer.weight"]["error"].tolist() == [0, 1, 2]
+    assert snapshot.own["layer.weight"]["error"].tolist() == [0, 1, 2]
     assert size == sum(path.stat().st_size for path in checkpoint.folder(run, 4).iterdir())
 
 

@@ -18,6 +18,7 @@ from hvd_llm.reduce import lockstep
 from hvd_llm.reduce.buckets import allocate, plan, readiness_order
 from hvd_llm.reduce.memory import take_over
 from hvd_llm.reduce.reducer import Reducer
+from hvd_llm.reduce.sender import Route
 from hvd_llm.trace import NoTrace
 
 
@@ -58,7 +59,7 @@ def test_gradients_of_several_passes_add_up_in_their_buckets():
     model, reference = nn.Linear(3, 2), nn.Linear(3, 2)
     reference.load_state_dict(model.state_dict())
     parameters = dict(model.named_parameters()) | {"unused": nn.Parameter(torch.ones(3))}
-    reducer = Reducer(parameters, list(parameters), none, Solo(), {"world": WORLD}, 16, NoTrace())
+    reducer = Reducer(parameters, list(parameters), none, Route(Solo(), {"world": WORLD}, 16, NoTrace()))
     for _ in range(3):  # three steps of two passes each
         inputs = torch.randn(2, 4, 3)
         reducer.start()

@@ -1,0 +1,176 @@
+"""Ranks that train apart and meet now and then: local SGD, DiLoCo, streaming DiLoCo.
+
+Every rank takes `every` steps alone. Then the ranks exchange how far each has come from where they last agreed (the
+anchor): the pseudo-gradient, which takes the gradient's way through any compressor. An outer step moves the anchor, and
+all go on from there.
+
+- Local SGD (Stich 2019, arXiv:1805.09767): outer learning rate 1, no momentum: the mean of the weights.
+- DiLoCo (Douillard et al. 2023, arXiv:2311.08105), algorithm 1: Nesterov momentum.
+- Streaming DiLoCo (Douillard et al. 2025, arXiv:2501.18512): buckets form fragments that meet in turn (section 2.2.1);
+  what was sent may arrive `delay` steps later, hidden behind them, and is mixed with what the rank has meanwhile
+  learnt (section 2.2.2: weights = mix x own + (1 - mix) x anchor).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from hvd_llm.compress.base import Compressor
+from hvd_llm.config import Sync
+from hvd_llm.reduce.buckets import Bucket
+from hvd_llm.reduce.memory import Named
+from hvd_llm.reduce.sender import Route, Sender
+from hvd_llm.trace import now
+
+
+class Outer:
+    """The rounds of ranks that train apart.
+
+    Attributes:
+        anchor: parameter → where all ranks agreed last, equal on all.
+        momentum: parameter → the outer optimizer's, equal on all.
+    """
+
+    def __init__(
+        self,
+        sync: Sync,
+        parameters: Mapping[str, nn.Parameter],
+        order: Sequence[str],
+        compressor: Compressor,
+        route: Route,
+        memory: Named | None = None,
+        shared: Named | None = None,
+        step: int = 0,
+    ):
+        """
+        Args:
+            memory, shared: what `state` gave an earlier run.
+            step: steps done.
+        """
+        shared = shared or {}
+        self.parameters = parameters
+        self.anchor = {name: _start(shared, name, "anchor", p) for name, p in parameters.items()}
+        self.momentum = {name: _start(shared, name, "momentum", torch.zeros_like(p)) for name, p in parameters.items()}
+        self._sync, self._trace, self._size = sync, route.trace, route.comm.size
+        self._sender = Sender("outer", parameters, order, compressor, route, memory or {})
+        self._fragments = _fragments(self._sender.buckets, sync.fragments)
+        self._landing: dict[int, int] = {}  # fragment under way → step after which it lands
+        self._settled: set[int] = set()  # those of them whose sums are there already
+        for fragment, buckets in enumerate(self._fragments):
+            for name, view in ((name, view) for bucket in buckets for name, view in bucket.views.items()):
+                if "arriving" in shared.get(name, {}):
+                    view.copy_(shared[name]["arriving"])
+                    turn = max(past for past in range(step - sync.every, step) if self._turns(past)[fragment])
+                    self._landing[fragment] = turn + sync.delay
+                    self._settled.add(fragment)
+
+    def begin(self) -> None:
+        """From here on the ranks part: this is where they agree."""
+        for name, parameter in self.parameters.items():
+            self.anchor[name].copy_(parameter.detach())
+
+    def after(self, step: int, last: bool) -> bool:
+        """A step is done: send fragments whose turn it is, take up those that land.
+
+        Args:
+            last: the run ends here: everything meets.
+
+        Returns:
+            Whether anything landed.
+        """
+        start = now()
+        landed = False
+        for fragment, turn in enumerate(self._turns(step, last)):
+            if turn and fragment not in self._landing:
+                self._send(self._fragments[fragment], step)
+                self._landing[fragment] = step + self._sync.delay
+        self._sender.advance()
+        for fragment, when in list(self._landing.items()):
+            if when <= step or last:
+                self._land(fragment, mix=0 if last else self._sync.mix)
+                landed = True
+        if landed:
+            self._trace.add("exposed", start, now())
+        return landed
+
+    def _turns(self, step: int, last: bool = False) -> list[bool]:
+        """By fragment, whether it is sent after `step`: their turns are spread evenly over a round."""
+        every, count = self._sync.every, len(self._fragments)
+        done = step + 1 - self._sync.after
+        return [last or done % every == every * (fragment + 1) // count % every for fragment in range(count)]
+
+    @torch.no_grad()
+    def _send(self, buckets: Sequence[Bucket], step: int) -> None:
+        for bucket in buckets:
+            for name, view in bucket.views.items():
+                torch.sub(self.anchor[name], self.parameters[name], out=view)
+            bucket.flat.div_(self._size)
+            self._sender.send(bucket, step)
+
+    @torch.no_grad()
+    def _settle(self, buckets: Sequence[Bucket]) -> None:
+        """Wait until buckets hold the mean change. One that is not finite changes nothing, on any rank."""
+        self._sender.finish(buckets)
+        for bucket in buckets:
+            if bucket.flat.sum().isfinite():
+                self._sender.memory.keep(bucket.index)
+            else:
+                self._sender.memory.drop(bucket.index)
+                bucket.flat.zero_()
+
+    @torch.no_grad()
+    def _land(self, fragment: int, mix: float) -> None:
+        """The outer step: SGD with Nesterov momentum, on pseudo-gradients."""
+        buckets = self._fragments[fragment]
+        if fragment not in self._settled:
+            self._settle(buckets)
+        for name, change in ((name, view) for bucket in buckets for name, view in bucket.views.items()):
+            anchor, momentum, weights = self.anchor[name], self.momentum[name], self.parameters[name]
+            momentum.mul_(self._sync.outer_momentum).add_(change)
+            anchor.sub_(change.add_(momentum, alpha=self._sync.outer_momentum), alpha=self._sync.outer_lr)
+            weights.copy_(anchor) if mix == 0 else weights.lerp_(anchor, 1 - mix)
+        self._settled.discard(fragment)
+        del self._landing[fragment]
+
+    def state(self) -> tuple[Named, Named]:
+        """What a checkpoint keeps by parameter: the compressors' memory on this rank, and what is equal on all ranks.
+
+        What is under way is waited for, but lands when its time has come.
+        """
+        shared = {name: {"anchor": self.anchor[name], "momentum": self.momentum[name]} for name in self.parameters}
+        for fragment in self._landing:
+            if fragment not in self._settled:
+                self._settle(self._fragments[fragment])
+                self._settled.add(fragment)
+            for bucket in self._fragments[fragment]:
+                for name, view in bucket.views.items():
+                    shared[name]["arriving"] = view
+        return self._sender.memory.by_parameter(), shared
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """The model is the anchor meanwhile: what all ranks agree on."""
+        own = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self._assign(self.anchor)
+        try:
+            yield
+        finally:
+            self._assign(own)
+
+    @torch.no_grad()
+    def _assign(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+
+def _start(shared: Named, name: str, slot: str, otherwise: Tensor) -> Tensor:
+    found = shared.get(name, {}).get(slot)
+    return (otherwise.detach() if found is None else found.to(otherwise.device)).clone()
+
+
+def _fragments(buckets: Sequence[Bucket], count: int) -> list[list[Bucket]]:
+    """Divide buckets among `count` fragments, in turn; fewer if there are not as many buckets."""
+    count = min(count, len(buckets))
+    return [list(buckets[fragment::count]) for fragment in range(count)]

@@ -1,0 +1,112 @@
+"""Flat buckets on their way: each is handed to its compressor, moved along whenever somebody looks, and landed."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hvd_llm.comm import Comm, Group
+from hvd_llm.compress.base import At, Compressor
+from hvd_llm.compress.none import none
+from hvd_llm.reduce import policy
+from hvd_llm.reduce.buckets import Bucket, allocate
+from hvd_llm.reduce.exchange import Exchange
+from hvd_llm.reduce.memory import Memory, Named
+from hvd_llm.trace import Trace, now
+
+
+@dataclass(frozen=True)
+class Route:
+    """How buckets travel.
+
+    Attributes:
+        groups: what the names in requests ("world", "node", …) stand for on this rank.
+        bucket_bytes: size of a bucket.
+        seed: of compressors that draw random numbers.
+    """
+
+    comm: Comm
+    groups: Mapping[str, Group]
+    bucket_bytes: float
+    trace: Trace
+    seed: int = 0
+
+
+@dataclass
+class _Flight:
+    exchange: Exchange
+    sent_ns: int
+
+
+class Sender:
+    """Sums buckets over all ranks, in place.
+
+    Attributes:
+        buckets: in the order in which they are sent.
+        memory: what the compressors keep. What they drafted in a step counts once `memory.keep` is called.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parameters: Mapping[str, Tensor],
+        order: Sequence[str],
+        compressor: Compressor,
+        route: Route,
+        kept: Named,
+    ):
+        """Make the buckets.
+
+        Args:
+            name: begins the names of its operations.
+            order: names of the parameters, as they become ready.
+            kept: what the compressors of an earlier run left behind.
+        """
+        compressors = policy.choose(parameters, compressor)
+        self.buckets = allocate(parameters, order, route.bucket_bytes, route.comm.allocate, compressors)
+        self.memory = Memory(self.buckets, kept)
+        self._name, self._route = name, route
+        self._flights: dict[int, _Flight] = {}
+        everyone = route.comm.ranks(route.groups["world"])
+        self._place, self._size = everyone.index(route.comm.rank), len(everyone)
+
+    @torch.no_grad()
+    def send(self, bucket: Bucket, step: int, compress: bool = True) -> None:
+        """Let a bucket go; it must not be touched until it has landed."""
+        ready = now()
+        lossy = compress and not bucket.segments[0].compressor.dense
+        if lossy and not bucket.flat.sum().isfinite():
+            bucket.flat.fill_(torch.nan)  # everywhere, so that no compressor can leave it out: all ranks must see it
+        generators = []
+        for segment, state in zip(bucket.segments, self.memory.draft(bucket.index), strict=True):
+            compressor = segment.compressor if compress else none
+            at = At(next(iter(segment.views)), self._place, self._size, step, self._route.seed)
+            generators.append(compressor(segment.tensor, state, at))
+        name = f"{self._name}.{bucket.index}"
+        exchange = Exchange(name, generators, self._route.comm, self._route.groups)
+        self._flights[bucket.index] = _Flight(exchange, now())
+        self._route.trace.add("bucket_queue", ready, self._flights[bucket.index].sent_ns, bucket.index)
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Move everything that need not wait."""
+        for index, flight in list(self._flights.items()):
+            if flight.exchange.advance():
+                self._land(self.buckets[index])
+
+    @torch.no_grad()
+    def finish(self, buckets: Iterable[Bucket]) -> None:
+        """Wait for some buckets; then they hold the sums."""
+        for bucket in buckets:
+            if bucket.index in self._flights:
+                self._land(bucket)
+
+    def _land(self, bucket: Bucket) -> None:
+        flight = self._flights[bucket.index]
+        for segment, result in zip(bucket.segments, flight.exchange.finish(), strict=True):
+            if result.data_ptr() != segment.tensor.data_ptr():
+                segment.tensor.copy_(result.view_as(segment.tensor))
+        del self._flights[bucket.index]
+        payload = flight.exchange.payload_bytes
+        self._route.trace.add("bucket_exchange", flight.sent_ns, now(), bucket.index, payload)

@@ -1,0 +1,132 @@
+"""Ranks that train apart and meet now and then, against the same computed by one process for all of them."""
+
+import pytest
+import torch
+from small_training import settings, trainer
+
+from hvd_llm import checkpoint
+from hvd_llm.comm.solo import Solo
+
+STREAMING = {"every": 6, "fragments": 3, "delay": 2, "mix": 0.5, "outer_lr": 0.7, "outer_momentum": 0.9}
+
+
+class Apart(Solo):
+    """One of several ranks, which talks to nobody."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size = rank, size
+
+    def ranks(self, group):
+        return (self.rank,)
+
+    def broadcast_object(self, name, value):
+        return value
+
+
+@pytest.mark.parametrize(("lr", "momentum"), [(1.0, 0.0), (0.7, 0.9)], ids=["local SGD", "DiLoCo"])
+@pytest.mark.parametrize("after", [0, 3])
+def test_rounds_are_those_of_the_papers(comm, folders, lr, momentum, after):
+    """In double precision; the outer step is torch's own SGD with Nesterov momentum."""
+    every, rounds = 4, 2
+    sync = {"every": every, "after": after, "outer_lr": lr, "outer_momentum": momentum}
+    config = settings(folders, "causal", sync=sync, optimizer={"clip_norm": 0.0})
+    plain = settings(folders, "causal", optimizer={"clip_norm": 0.0})
+    together = trainer(comm, config, torch.float64)
+    for _ in range(after + every * rounds):
+        together.step()
+
+    ranks = [trainer(Apart(rank, comm.size), plain, torch.float64) for rank in range(comm.size)]
+    for rank in ranks:
+        rank.state.progress.bucket_order = together.state.progress.bucket_order
+    alone = trainer(Solo(), plain, torch.float64)
+    for _ in range(after):
+        alone.step()
+    for rank in ranks:
+        _copy(alone.state, rank.state)
+    anchor = {name: p.detach().clone().requires_grad_() for name, p in alone.state.parameters.items()}
+    nesterov = {"momentum": momentum, "nesterov": True} if momentum else {}
+    outer = torch.optim.SGD(anchor.values(), lr=lr, **nesterov)
+    for _ in range(rounds):
+        for rank in ranks:
+            for _ in range(every):
+                rank.step()
+        for name, weights in anchor.items():
+            weights.grad = torch.stack(
+                [weights.detach() - rank.state.parameters[name].detach() for rank in ranks]
+            ).mean(0)
+        outer.step()
+        for rank in ranks:
+            for name, parameter in rank.state.parameters.items():
+                with torch.no_grad():
+                    parameter.copy_(anchor[name])
+    for name, parameter in together.state.parameters.items():
+        torch.testing.assert_close(parameter, anchor[name], rtol=1e-10, atol=1e-12)
+    together.check_drift()
+
+
+@torch.no_grad()
+def _copy(source, target):
+    for name, parameter in target.parameters.items():
+        parameter.copy_(source.parameters[name])
+    names = {parameter: name for name, parameter in source.parameters.items()}
+    for parameter, state in source.optimizer.state.items():
+        mine = target.parameters[names[parameter]]
+        target.optimizer.state[mine] = {slot: value.clone() for slot, value in state.items() if value is not None}
+    target.progress.step = source.progress.step
+
+
+@pytest.mark.parametrize("compressor", ["none", "int8", "powersgd", "sparseloco"])
+@pytest.mark.parametrize("sync", [{"every": 5}, STREAMING], ids=["diloco", "streaming"])
+def test_a_resume_in_the_middle_of_a_round_is_exact(comm, folders, compressor, sync, tmp_path_factory):
+    config = settings(
+        folders,
+        "causal",
+        sync=sync,
+        reduce={"compressor": compressor, "bucket_mb": 0.02},
+        optimizer={"name": "adamw", "lr": 1e-3},
+    )
+    straight = trainer(comm, config)
+    for _ in range(9):  # with streaming: one fragment was sent and has not landed
+        straight.step()
+    straight.remember()
+    run = tmp_path_factory.mktemp("run")
+    run = type(run)(comm.broadcast_object("folder", str(run)))
+    checkpoint.save(run, straight.state.snapshot(), lambda folder: None, comm)
+    resumed = trainer(comm, config, restore=checkpoint.folder(run, 9))
+    assert resumed.state.progress.tokens == straight.state.progress.tokens
+    for _ in range(9):
+        straight.step()
+        resumed.step()
+    for name, parameter in straight.state.parameters.items():
+        assert torch.equal(parameter, resumed.state.parameters[name])
+        assert torch.equal(straight.outer.anchor[name], resumed.outer.anchor[name])
+        assert torch.equal(straight.outer.momentum[name], resumed.outer.momentum[name])
+
+
+@pytest.mark.parametrize("sync", [{"every": 5}, STREAMING], ids=["diloco", "streaming"])
+def test_all_agree_in_the_end_and_have_learnt(comm, folders, sync):
+    config = settings(folders, "causal", sync=sync, reduce={"compressor": "int4"})
+    together = trainer(comm, config)
+    before = together.evaluate().loss
+    for _ in range(together.steps):
+        together.step()
+    assert together.evaluate().loss < before
+    together.check_drift()
+    weights = torch.cat([parameter.detach().view(-1) for parameter in together.state.parameters.values()])
+    everywhere = comm.gather_async("weights", weights).wait()
+    assert all(torch.equal(other, weights) for other in everywhere)
+    assert together.state.progress.tokens > 0
+
+
+def test_one_rank_that_breaks_does_not_break_the_others(comm, folders):
+    config = settings(folders, "causal", sync={"every": 4}, reduce={"compressor": "int8"})
+    together = trainer(comm, config)
+    for _ in range(2):
+        together.step()
+    if comm.rank == comm.size - 1:
+        with torch.no_grad():
+            next(iter(together.state.parameters.values()))[0, 0] = torch.nan
+    for _ in range(6):
+        together.step()
+    assert all(parameter.isfinite().all() for parameter in together.state.parameters.values())
+    together.check_drift()
