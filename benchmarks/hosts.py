@@ -12,50 +12,13 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import IO
 
 from benchmarks import sandbox
+from benchmarks.jobs import Ranks
 from benchmarks.netns import BRIDGE, NETWORK, Hosts
 from hvd_llm.errors import UserError
-
-
-class Ranks:
-    """A launched program.
-
-    Attributes:
-        processes: one per rank on Gloo, one mpirun on MPI.
-    """
-
-    def __init__(self, processes: list[subprocess.Popen], server=None):
-        self.processes = processes
-        self._server = server
-
-    def poll(self) -> int | None:
-        """0 when all have ended well, the exit code of one that has not, None while neither is so."""
-        codes = [process.poll() for process in self.processes]
-        return next((code for code in codes if code), None if None in codes else 0)
-
-    def wait(self) -> int:
-        """Wait until all have ended or one has failed, which ends the others; returns the exit code."""
-        while (code := self.poll()) is None:
-            time.sleep(0.05)
-        self.kill()
-        return code if code >= 0 else 128 - code  # as a shell says which signal it was
-
-    def kill(self) -> None:
-        """End what is still there."""
-        for process in self.processes:
-            process.terminate()  # mpirun passes it on
-        for process in self.processes:
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if self._server:
-            self._server.stop()
 
 
 def launch(
@@ -100,7 +63,7 @@ def _over_gloo(hosts: Hosts, argv: list[str], ranks_per_host: int, env: dict[str
         _start(hosts.command(hosts.names.index(slot.hostname), argv), env | create_slot_env_vars(slot), output)
         for slot in slots
     ]
-    return Ranks(processes, server)
+    return Ranks(processes)
 
 
 def _over_mpi(hosts: Hosts, argv: list[str], ranks_per_host: int, env: dict[str, str], output: IO | None) -> Ranks:

@@ -33,7 +33,12 @@ class Hosts:
         Args:
             count: hosts, at most 200.
             rate: of each host in each direction, as `tc` writes it ("200mbit"); None for no limit.
+
+        Raises:
+            UserError: the rate is not written so.
         """
+        if rate is not None:
+            bits_per_second(rate)
         self.names = [f"h{place}" for place in range(count)]
         self._rate = rate
         self._holders: list[subprocess.Popen] = []  # a process that keeps the namespaces of its host
