@@ -147,6 +147,7 @@ STOCK = {
     "HOROVOD_CYCLE_TIME": "1",
     "HOROVOD_FUSION_THRESHOLD": str(128 * 2**20),
     "OMPI_MCA_mpi_yield_when_idle": "0",
+    "OMPI_MCA_btl_tcp_flags": "send,put,inplace,need-ack,need-csum,hetero-rdma",
 }
 ENVIRONMENT = {"stock_horovod": STOCK, "stock_horovod_fp16": STOCK}
 
