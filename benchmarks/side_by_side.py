@@ -89,7 +89,8 @@ def main() -> None:
             measured, incomplete[controller] = compare(controller, names, args, Path(folder))
             times += measured
             table = pd.DataFrame(times)
-            ratios = record.ratios(table)
+            completed = [row["contender"] not in incomplete[row["controller"]] for row in times]
+            ratios = record.ratios(table[completed])
             about = {"kind": "side_by_side", "ranks": args.ranks, "settings": settings, "did_not_complete": incomplete}
             record.write(out, table, ratios, about)
             record.ratio_figure(ratios, out / "ratios.png")
