@@ -5,7 +5,8 @@ PYTHON ?= python3
 # Where pip looks for torch besides its usual index. Plain pip gives a build that fits any machine but is made
 # for CUDA and large; on machines without a GPU, name PyTorch's index of CPU builds: make TORCH_INDEX=URL
 TORCH_INDEX ?=
-# More settings for `make train` and options for `make bench`: make train TRAIN="--train.steps 100"
+# More settings for `make train`, and options for `make bench` and `make bench-network`:
+# make train TRAIN="--train.steps 100"
 TRAIN ?=
 BENCH ?=
 
@@ -26,10 +27,10 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test bench lint clean
+.PHONY: help env train test bench bench-network lint clean
 
 help:  ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 	@echo
 	@echo "PYTHON=...      the Python (3.11 or newer) that makes .venv; now: $(PYTHON)"
 	@echo "TORCH_INDEX=URL a package index to look for torch in as well, such as PyTorch's CPU builds"
@@ -48,6 +49,9 @@ test: lint  ## lint, then run every test
 
 bench: $(READY) $(DATA)/index.json  ## side by side at 2 ranks: hvd_llm, stock Horovod, torch DDP
 	python -m benchmarks.side_by_side $(BENCH)
+
+bench-network: $(READY) $(DATA)/index.json  ## the same between 4 hosts with slow networks, made on this machine
+	python -m benchmarks.network $(BENCH)
 
 lint: $(READY)  ## check style, format and the direction of imports
 	ruff check .

@@ -3,15 +3,20 @@
 A contender is a function of (config, comm) that returns `step()`: one optimizer step on this rank.
 """
 
+import argparse
 import atexit
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import horovod.torch as hvd
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from hvd_llm import device, mesh, models, optimizer
@@ -65,12 +70,12 @@ def floor(config: Config, comm: Comm) -> Step:
     return _trainer(config, apart, NoTrace())
 
 
-def stock_horovod(config: Config, comm: Comm) -> Step:
+def stock_horovod(config: Config, comm: Comm, compression=hvd.Compression.none) -> Step:
     """hvd.DistributedOptimizer, as Horovod's documentation has it"""
     loss, update, inputs = _plain(config, comm)
     parameters = dict(loss.named_parameters())
     hvd.broadcast_parameters(loss.state_dict(), root_rank=0)
-    update = hvd.DistributedOptimizer(update, named_parameters=parameters.items())
+    update = hvd.DistributedOptimizer(update, named_parameters=parameters.items(), compression=compression)
 
     def step():
         update.zero_grad()
@@ -83,14 +88,19 @@ def stock_horovod(config: Config, comm: Comm) -> Step:
     return step
 
 
-def ddp(config: Config, comm: Comm, **options) -> Step:
+def stock_horovod_fp16(config: Config, comm: Comm) -> Step:
+    """the same with Compression.fp16"""
+    return stock_horovod(config, comm, hvd.Compression.fp16)
+
+
+def ddp(config: Config, comm: Comm, hook: Callable | None = None, state=None, **options) -> Step:
     """torch DistributedDataParallel over Gloo, as it comes"""
-    address = comm.broadcast_object("store", _free_port() if comm.rank == 0 else None)
-    store = distributed.TCPStore("127.0.0.1", address, comm.size, comm.rank == 0)
-    distributed.init_process_group("gloo", store=store, rank=comm.rank, world_size=comm.size)
+    distributed.init_process_group("gloo", store=_store(comm), rank=comm.rank, world_size=comm.size)
     comm.close()  # Horovod's background thread must not cost DDP anything
     loss, update, inputs = _plain(config, comm)
     replica = DistributedDataParallel(loss, **options)
+    if hook:
+        replica.register_comm_hook(state, hook)
 
     def step():
         update.zero_grad()
@@ -101,9 +111,9 @@ def ddp(config: Config, comm: Comm, **options) -> Step:
     return step
 
 
-def ddp_lean(config: Config, comm: Comm) -> Step:
+def ddp_lean(config: Config, comm: Comm, hook: Callable | None = None, state=None) -> Step:
     """torch DistributedDataParallel with gradient_as_bucket_view and static_graph"""
-    return ddp(config, comm, gradient_as_bucket_view=True, static_graph=True)
+    return ddp(config, comm, hook, state, gradient_as_bucket_view=True, static_graph=True)
 
 
 def ddp_malloc(config: Config, comm: Comm) -> Step:
@@ -112,20 +122,68 @@ def ddp_malloc(config: Config, comm: Comm) -> Step:
     return ddp_lean(config, comm)
 
 
-ALL = (ours, over_horovod, ddp, ddp_lean, ddp_malloc, stock_horovod, untraced, floor)
-CONTENDERS = {function.__name__: function for function in ALL}
+def ddp_fp16(config: Config, comm: Comm) -> Step:
+    """ddp_lean with torch's fp16_compress_hook"""
+    return ddp_lean(config, comm, default_hooks.fp16_compress_hook)
+
+
+def ddp_bf16(config: Config, comm: Comm) -> Step:
+    """ddp_lean with torch's bf16_compress_hook"""
+    return ddp_lean(config, comm, default_hooks.bf16_compress_hook)
+
+
+def ddp_powersgd(config: Config, comm: Comm) -> Step:
+    """ddp_lean with torch's powerSGD_hook of rank 4 from the third step on"""
+    state = PowerSGDState(process_group=None, matrix_approximation_rank=4, start_powerSGD_iter=2)
+    return ddp_lean(config, comm, powerSGD_hook, state)
+
+
+PLAIN = (ours, over_horovod, ddp, ddp_lean, ddp_malloc, stock_horovod, untraced, floor)
+COMPRESSED = (stock_horovod_fp16, ddp_fp16, ddp_bf16, ddp_powersgd)
+CONTENDERS = {function.__name__: function for function in PLAIN + COMPRESSED}
 
 # What a contender changes in the configuration.
 CHANGES = {"over_horovod": {"reduce.share_memory": "false"}}
 
 # Horovod's and Open MPI's own defaults, which hvd_llm would otherwise replace by what suits flat buckets.
-ENVIRONMENT = {
-    "stock_horovod": {
-        "HOROVOD_CYCLE_TIME": "1",
-        "HOROVOD_FUSION_THRESHOLD": str(128 * 2**20),
-        "OMPI_MCA_mpi_yield_when_idle": "0",
-    }
+STOCK = {
+    "HOROVOD_CYCLE_TIME": "1",
+    "HOROVOD_FUSION_THRESHOLD": str(128 * 2**20),
+    "OMPI_MCA_mpi_yield_when_idle": "0",
+    "OMPI_MCA_btl_tcp_flags": "send,put,inplace,need-ack,need-csum,hetero-rdma",
 }
+ENVIRONMENT = {"stock_horovod": STOCK, "stock_horovod_fp16": STOCK}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way of training, the settings it changes, and its environment."""
+
+    prepare: Callable[[Config, Comm], Step]
+    changes: dict[str, str]
+    environment: dict[str, str]
+
+
+def find(name: str) -> Contender:
+    """A contender by its name, which settings may follow: `ours:int8,reduce.bucket_mb=8`.
+
+    A word without `=` is a compressor.
+
+    Raises:
+        argparse.ArgumentTypeError: there is none.
+    """
+    base, _, words = name.partition(":")
+    if base not in CONTENDERS:
+        raise argparse.ArgumentTypeError(f"there is no contender {base!r}; there are {', '.join(CONTENDERS)}")
+    settings = [word if "=" in word else f"reduce.compressor={word}" for word in words.split(",") if word]
+    changes = CHANGES.get(base, {}) | dict(word.split("=", 1) for word in settings)
+    return Contender(CONTENDERS[base], changes, ENVIRONMENT.get(base, {}))
+
+
+def known(name: str) -> str:
+    """`name`, if it names a contender."""
+    find(name)
+    return name
 
 
 class Loss(nn.Module):
@@ -178,12 +236,15 @@ def _plain(config: Config, comm: Comm):
     return loss, update, inputs
 
 
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _store(comm: Comm) -> distributed.TCPStore:
+    """Where torch's ranks find each other: on rank 0, at a port that is free there."""
+    if comm.rank == 0:
+        host = "127.0.0.1" if comm.local_size == comm.size else socket.gethostbyname(socket.gethostname())
+        store = distributed.TCPStore(host, 0, comm.size, is_master=True, wait_for_workers=False)
+        comm.broadcast_object("store", [host, store.port])
+        return store
+    host, port = comm.broadcast_object("store", None)
+    return distributed.TCPStore(host, port, comm.size, is_master=False)
 
 
 def settle(config: Config) -> None:

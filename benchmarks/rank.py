@@ -1,14 +1,16 @@
-"""One rank of one contender: warm up, then time a block of steps whenever the driver gives the word.
+"""One rank of one contender: a block of steps whenever the driver gives the word.
 
-The words are files in a folder: `go-K` starts block K on all ranks, `done-K-R` holds rank R's seconds per step.
+The words are files in a folder: `go-K` holds how many steps block K has, those to warm up and those to time; no
+steps at all end the job. `done-K-R` holds rank R's seconds per timed step.
 """
 
 import argparse
+import itertools
 import os
 import time
 from pathlib import Path
 
-from benchmarks.contenders import CHANGES, CONTENDERS, ENVIRONMENT, settle
+from benchmarks import contenders
 from hvd_llm import config as configuration
 from hvd_llm.comm import connect
 from hvd_llm.train_command import overrides
@@ -16,25 +18,28 @@ from hvd_llm.train_command import overrides
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("contender", type=contenders.find)
     parser.add_argument("config")
     parser.add_argument("--words", type=Path, required=True)
-    parser.add_argument("--blocks", type=int, required=True)
-    parser.add_argument("--steps", type=int, required=True)
     args, changes = parser.parse_known_args()
-    config = configuration.load(args.config, overrides(changes) | CHANGES.get(args.contender, {}))
-    settle(config)
-    os.environ |= ENVIRONMENT.get(args.contender, {})
+    config = configuration.load(args.config, overrides(changes) | args.contender.changes)
+    contenders.settle(config)
+    os.environ |= args.contender.environment
     comm = connect(config.reduce)
-    step = CONTENDERS[args.contender](config, comm)
-    for block in range(args.blocks + 1):  # block 0 warms up
+    step = args.contender.prepare(config, comm)
+    for block in itertools.count():
         word = args.words / f"go-{block}"
         while not word.exists():
             time.sleep(0.005)
-        began = time.perf_counter()
-        for _ in range(args.steps):
+        warm_up, steps = map(int, word.read_text().split())
+        if not steps:
+            break
+        for _ in range(warm_up):
             step()
-        seconds = (time.perf_counter() - began) / args.steps
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        seconds = (time.perf_counter() - began) / steps
         draft = args.words / f".done-{block}-{comm.rank}"
         draft.write_text(repr(seconds))
         draft.rename(args.words / f"done-{block}-{comm.rank}")

@@ -1,5 +1,6 @@
-"""What a benchmark leaves behind: a folder with bench.json, every time measured, the ratios and their figure."""
+"""What a benchmark leaves behind: a folder with bench.json, every time measured, ratios, a figure."""
 
+import itertools
 import json
 import time
 from datetime import UTC, datetime
@@ -11,6 +12,8 @@ import pandas as pd
 import torch
 
 from hvd_llm import provenance
+
+_QUARTILES = [0.25, 0.5, 0.75]
 
 
 def default_folder() -> Path:
@@ -32,7 +35,7 @@ def ratios(times: pd.DataFrame) -> pd.DataFrame:
         for contender in times["contender"].unique():
             ratio = (rounds["ours"] / rounds[contender]).dropna()
             if len(ratio):
-                low, middle, high = ratio.quantile([0.25, 0.5, 0.75])
+                low, middle, high = ratio.quantile(_QUARTILES)
                 seconds = rounds[contender].median()
                 rows.append((controller, contender, len(ratio), 1e3 * seconds, middle, low, high))
     return pd.DataFrame(
@@ -40,28 +43,55 @@ def ratios(times: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def write(folder: Path, times: pd.DataFrame, settings: dict[str, Any], ranks: int) -> None:
-    """Write bench.json, times.csv, ratios.csv and ratios.png."""
+def ratios_to_ddp(times: pd.DataFrame, completed: dict[str, list[str]]) -> pd.DataFrame:
+    """Each contender's step time over that of the fastest DDP, taken within a round.
+
+    Args:
+        times: columns controller, rate, contender, round, seconds (a step of the slowest rank), sent_bytes.
+        completed: controller → the contenders to compare, in the order in which to list them.
+
+    Returns:
+        A row per controller, rate and contender: median and quartiles of a step in ms, median of its sent_bytes, `over`
+        (that DDP; empty without one), and median and quartiles of the ratio.
+    """
+    rows = []
+    for (controller, rate), group in times.groupby(["controller", "rate"], sort=False):
+        seconds, sent = (
+            group.pivot(index="round", columns="contender", values=what) for what in ("seconds", "sent_bytes")
+        )
+        names = [name for name in completed[controller] if name in seconds]
+        over = min((name for name in names if name.startswith("ddp")), key=seconds.median().get, default="")
+        for name in names:
+            ms = 1e3 * seconds[name].quantile(_QUARTILES)
+            ratio = (seconds[name] / seconds[over]).quantile(_QUARTILES) if over else [float("nan")] * 3
+            rows.append((controller, rate, name, seconds[name].count(), *ms, sent[name].median(), over, *ratio))
+    columns = (
+        "controller rate contender rounds lower_ms ms upper_ms sent_bytes over lower_quartile ratio upper_quartile"
+    )
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+def write(folder: Path, times: pd.DataFrame, ratios: pd.DataFrame, about: dict[str, Any]) -> None:
+    """Write bench.json, times.csv and ratios.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {
-        "schema": "hvd_llm.bench/1",
+        "schema": "hvd_llm.bench/2",
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "ranks": ranks,
-        "settings": settings,
+        **about,
         "versions": provenance.versions(),
         "git": provenance.git(),
         "machine": provenance.machine(torch.device("cpu")),
     }
     (folder / "bench.json").write_text(json.dumps(about, indent=1) + "\n")
     times.to_csv(folder / "times.csv", index=False)
-    table = ratios(times)
-    table.to_csv(folder / "ratios.csv", index=False)
-    others = table[table["contender"] != "ours"]
-    if len(others):
-        _figure(others, folder / "ratios.png")
+    ratios.to_csv(folder / "ratios.csv", index=False)
 
 
-def _figure(table: pd.DataFrame, path: Path) -> None:
+def ratio_figure(table: pd.DataFrame, path: Path) -> None:
+    """Draw our step time over each other contender's, a panel per controller."""
+    table = table[table["contender"] != "ours"]
+    if table.empty:
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -77,5 +107,34 @@ def _figure(table: pd.DataFrame, path: Path) -> None:
         ax.set_title(f"hvd_llm on {controller}")
         ax.set_xlabel("our step time / its step time")
     figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def time_figure(table: pd.DataFrame, path: Path) -> None:
+    """Draw what `ratios_to_ddp` returns: step times on a logarithmic axis, a row per controller, a panel per rate."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    controllers, rates = table["controller"].unique(), table["rate"].unique()
+    names = list(table["contender"].unique())[::-1]
+    size = (1.5 + 3.5 * len(rates), len(controllers) * (1 + 0.25 * len(names)))
+    shape = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(len(controllers), len(rates), figsize=size, **shape)
+    for (i, controller), (j, rate) in itertools.product(enumerate(controllers), enumerate(rates)):
+        ax, panel = axes[i][j], table[(table["controller"] == controller) & (table["rate"] == rate)]
+        kinds = panel["contender"].str.extract("^(ours|ddp)", expand=False)
+        for kind, color in (("ours", "tab:red"), ("ddp", "tab:blue"), (None, "tab:gray")):
+            rows = panel[kinds == kind if kind else kinds.isna()]
+            spread = [rows["ms"] - rows["lower_ms"], rows["upper_ms"] - rows["ms"]]
+            places = [names.index(name) for name in rows["contender"]]
+            ax.errorbar(rows["ms"], places, xerr=spread, fmt="o", capsize=3, color=color)
+        ax.set(xscale="log", title=f"{rate}, {controller}", xlabel="ms per step", yticks=range(len(names)))
+        ax.set_yticklabels(names)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)

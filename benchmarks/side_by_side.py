@@ -1,24 +1,22 @@
 """Step times side by side: `python -m benchmarks.side_by_side`.
 
-Every contender is a job of its own. The jobs take turns, a block of steps each, round after round, and all
-but one are stopped (SIGSTOP) meanwhile, so that drifts of the machine hit everyone alike and nobody's
-background threads cost another. What is compared are ratios within a round.
+Every contender is a job of its own. The jobs take turns, a block of steps each, round after round. What is compared
+are ratios within a round.
 """
 
 import argparse
-import contextlib
-import signal
+import functools
 import subprocess
 import tempfile
-import time
 from pathlib import Path
+from typing import IO
 
 import pandas as pd
-import psutil
 from tqdm import tqdm
 
 from benchmarks import record
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import PLAIN, find, known
+from benchmarks.jobs import Job, Jobs, Ranks, options
 
 # A GPT-2 of 4.2 M parameters, 4 x 128 tokens per rank: small on purpose, so that communication is not
 # drowned in arithmetic.
@@ -33,78 +31,32 @@ SETTINGS = {
 }
 
 
-class Job:
-    """A contender's ranks under their launcher."""
-
-    def __init__(self, name: str, ranks: int, controller: str, folder: Path, args: argparse.Namespace):
-        self.name, self.ranks = name, ranks
-        self.words = folder / f"{controller}-{name}"
-        self.words.mkdir()
-        settings = SETTINGS | {"data.path": args.data, "train.global_batch": 4 * ranks}
-        options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-        command = [
-            *("horovodrun", f"--{controller}", "-np", str(ranks), "python", "-m", "benchmarks.rank", name, args.config),
-            *("--words", str(self.words), "--blocks", str(args.rounds), "--steps", str(args.steps)),
-            *options,
-            *args.settings,
-        ]
-        self.log = open(self.words / "log", "w")  # noqa: SIM115 - open as long as the job
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, start_new_session=True)
-
-    def block(self, number: int) -> float:
-        """Let the job do one block; returns seconds per step of its slowest rank."""
-        self._signal(signal.SIGCONT)
-        (self.words / f"go-{number}").touch()
-        done = [self.words / f"done-{number}-{rank}" for rank in range(self.ranks)]
-        while not all(path.exists() for path in done):
-            if self.process.poll() not in (None, 0):
-                raise SystemExit(f"{self.name} failed:\n{(self.words / 'log').read_text()[-2000:]}")
-            time.sleep(0.005)
-        self._signal(signal.SIGSTOP)
-        return max(float(path.read_text()) for path in done)
-
-    def _family(self) -> list[psutil.Process]:
-        try:
-            return psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
-
-    def _signal(self, which: int) -> None:
-        """To the ranks alone: their launcher goes on watching them."""
-        for child in self._family():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if "benchmarks.rank" in child.cmdline():
-                    child.send_signal(which)
-
-    def end(self) -> None:
-        """Let the ranks leave; whoever is still there after that is killed."""
-        self._signal(signal.SIGCONT)
-        family = self._family()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=20)
-        for child in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        self.process.kill()
-        self.log.close()
+def launch(controller: str, ranks: int, command: list[str], log: IO) -> Ranks:
+    """On this machine alone, as anyone starts it."""
+    command = ["horovodrun", f"--{controller}", "-np", str(ranks), *command]
+    return Ranks([subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)])
 
 
-def compare(controller: str, names: list[str], args: argparse.Namespace, folder: Path) -> list[dict]:
-    """Seconds per step, a row for each round and contender."""
-    jobs = [Job(name, args.ranks, controller, folder, args) for name in names]
+def compare(controller: str, names: list[str], args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
+    """Seconds per step, a row for each round and contender; and who did not complete, with the reason."""
+    settings = SETTINGS | {"data.path": args.data, "train.global_batch": SETTINGS["train.micro_batch"] * args.ranks}
+    start = functools.partial(launch, controller, args.ranks)
     times = []
-    try:
-        for job in jobs:
-            job.block(0)
+    with Jobs() as jobs:
+        for name in names:
+            words = folder / f"{controller}-{name}"
+            words.mkdir()
+            jobs.add(Job(name, args.ranks, words, start, args.config, options(settings) + args.settings))
+        for job in jobs.in_turn(0):
+            jobs.block(job, args.steps)
         for number in tqdm(range(1, args.rounds + 1), desc=controller, unit="round"):
-            turn = number % len(jobs)
-            for job in jobs[turn:] + jobs[:turn]:
-                seconds = job.block(number)
-                times.append({"controller": controller, "contender": job.name, "round": number, "seconds": seconds})
-    finally:
-        for job in jobs:
-            job.end()
-    return times
+            for job in jobs.in_turn(number):
+                seconds = jobs.block(job, args.steps)
+                if seconds is not None:
+                    times.append({"controller": controller, "contender": job.name, "round": number, "seconds": seconds})
+    if "ours" in jobs.incomplete:
+        raise SystemExit(1)
+    return times, jobs.incomplete
 
 
 def show(controller: str, table: pd.DataFrame) -> None:
@@ -114,7 +66,7 @@ def show(controller: str, table: pd.DataFrame) -> None:
     print(f"{'':16}{'ms/step':>9}{'ours/it':>9}  quartiles")
     for row in rows.itertuples():
         spread = f"{row.lower_quartile:.3f} - {row.upper_quartile:.3f}"
-        print(f"{row.contender:16}{row.ms:9.1f}{row.ratio:9.3f}  {spread}   {CONTENDERS[row.contender].__doc__}")
+        print(f"{row.contender:16}{row.ms:9.1f}{row.ratio:9.3f}  {spread}   {find(row.contender).prepare.__doc__}")
 
 
 def main() -> None:
@@ -123,7 +75,7 @@ def main() -> None:
     parser.add_argument("--data", default="data/embedded", help="prepared data (default: %(default)s)")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--controllers", nargs="+", default=["mpi", "gloo"], choices=["mpi", "gloo"])
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", type=known, default=[function.__name__ for function in PLAIN])
     parser.add_argument("--rounds", type=int, default=15, help="turns of every contender (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=10, help="steps in a turn (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for the times, ratios and figure (default: runs/bench-TIME)")
@@ -131,13 +83,18 @@ def main() -> None:
     out = args.out or record.default_folder()
     names = list(dict.fromkeys(["ours", *args.contenders]))
     settings = {"config": args.config, **SETTINGS, "also": args.settings}
-    times = []
+    times, incomplete = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for controller in args.controllers:
-            times += compare(controller, names, args, Path(folder))
+            measured, incomplete[controller] = compare(controller, names, args, Path(folder))
+            times += measured
             table = pd.DataFrame(times)
-            record.write(out, table, settings, args.ranks)
-            show(controller, record.ratios(table))
+            completed = [row["contender"] not in incomplete[row["controller"]] for row in times]
+            ratios = record.ratios(table[completed])
+            about = {"kind": "side_by_side", "ranks": args.ranks, "settings": settings, "did_not_complete": incomplete}
+            record.write(out, table, ratios, about)
+            record.ratio_figure(ratios, out / "ratios.png")
+            show(controller, ratios)
     print(f"\nThe times, their ratios and a figure are in {out}.")
 
 

@@ -61,6 +61,9 @@ def settings(cycle_ms: float, timeline: bool = False) -> dict[str, str]:
         "HOROVOD_FUSION_THRESHOLD": "0",
         # A waiting MPI rank gives its core away: with a rank on every core it would slow its neighbour.
         "OMPI_MCA_mpi_yield_when_idle": "1",
+        # Open MPI would have receivers ask for large messages ("put"), behind what they send themselves on the same
+        # connection: ring sums of 4 hosts then use half of the network.
+        "OMPI_MCA_btl_tcp_flags": "send,inplace,need-ack,need-csum,hetero-rdma",
         # Lets the timeline be started later, when the run folder is known.
         **({"HOROVOD_TIMELINE": "DYNAMIC"} if timeline else {}),
     }

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from small_corpus import make, paragraphs
+from small_corpus import causal
 
 TINY = """\
 [data]
@@ -29,10 +29,7 @@ batches = 2
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "text.txt").write_text("\n\n".join(paragraphs(40)))
-    make(folder / "causal", folder / "text.txt", vocabulary=300, validation=0.1)
-    return folder / "causal"
+    return causal(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")

@@ -24,10 +24,45 @@ def test_ratios_are_taken_within_a_round():
     assert table.loc["ours", "ratio"] == 1
 
 
+def test_ratios_are_to_the_fastest_ddp_that_completed():
+    rows = [
+        {
+            "controller": "gloo",
+            "rate": rate,
+            "contender": name,
+            "round": number,
+            "seconds": seconds * number,
+            "sent_bytes": 8,
+        }
+        for rate, factor in (("50mbit", 4), ("200mbit", 1))
+        for name, seconds in (("ours", 1.0), ("ddp", 2.0 * factor), ("ddp_fp16", 4.0), ("ddp_gone", 0.1))
+        for number in (1, 2, 3)
+    ]
+    table = record.ratios_to_ddp(pd.DataFrame(rows), {"gloo": ["ours", "ddp", "ddp_fp16"]})
+    table = table.set_index(["rate", "contender"])
+    assert table.loc["50mbit"]["over"].unique().tolist() == ["ddp_fp16"]
+    assert table.loc["200mbit"]["over"].unique().tolist() == ["ddp"]
+    assert table.loc["50mbit", "ours"]["ratio"] == pytest.approx(0.25)
+    assert table.loc["200mbit", "ddp_fp16"]["ratio"] == pytest.approx(2)
+    assert table.loc["200mbit", "ours"]["upper_ms"] == pytest.approx(2500)
+
+
+def test_without_a_ddp_there_are_times_and_no_ratios(tmp_path):
+    row = {"controller": "gloo", "rate": "1gbit", "contender": "ours", "round": 1, "seconds": 0.5, "sent_bytes": 8}
+    table = record.ratios_to_ddp(pd.DataFrame([row]), {"gloo": ["ours"]})
+    assert table["ms"].tolist() == [500]
+    assert table["ratio"].isna().all()
+    record.time_figure(table, tmp_path / "times.png")
+    assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_folder_explains_itself(tmp_path):
-    record.write(tmp_path / "bench", times(ours=[1.0, 1.1], peer=[2.0, 2.1]), {"train.micro_batch": 4}, ranks=2)
+    table = times(ours=[1.0, 1.1], peer=[2.0, 2.1])
+    ratios = record.ratios(table)
+    record.write(tmp_path / "bench", table, ratios, {"kind": "side_by_side", "settings": {"train.micro_batch": 4}})
+    record.ratio_figure(ratios, tmp_path / "bench" / "ratios.png")
     about = json.loads((tmp_path / "bench" / "bench.json").read_text())
-    assert about["schema"] == "hvd_llm.bench/1"
+    assert about["schema"] == "hvd_llm.bench/2"
     assert about["settings"] == {"train.micro_batch": 4}
     assert about["machine"]["cores"] >= 1
     assert len(pd.read_csv(tmp_path / "bench" / "times.csv")) == 4

@@ -36,7 +36,7 @@ def test_test_checks_style_and_imports_first():
 
 def test_help_names_every_target():
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("train", "test", "bench", "lint", "clean", "env"):
+    for target in ("train", "test", "bench", "bench-network", "lint", "clean", "env"):
         assert f"make {target} " in said
 
 

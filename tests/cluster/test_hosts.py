@@ -1,0 +1,105 @@
+"""Hosts made on this machine: as slow as they are said to be, fit for training, gone without a trace."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import ENVIRONMENT, run
+
+from benchmarks import sandbox
+
+HERE = Path(__file__).parent
+HOSTS = [sys.executable, "-m", "benchmarks.hosts"]
+
+if reason := sandbox.obstacle():
+    pytest.skip(f"there can be no hosts here: {reason}", allow_module_level=True)
+
+
+@pytest.mark.parametrize("controller", ["gloo", "mpi"])
+def test_a_sum_takes_as_long_as_the_network_says(controller):
+    done = run(*HOSTS, "--rate", "100mbit", "--controller", controller, "--", sys.executable, HERE / "allreduce.py")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    least = 2**24 * 8 / 100e6
+    assert 0.97 * least < said["seconds"] < 1.6 * least
+    assert said["controller"] == controller
+    assert said["ranks"] == [["h0", "10.77.0.2", 1], ["h1", "10.77.0.2", 1]]
+    assert said["sum"] == 2**3
+
+
+def test_training_over_two_hosts(tmp_path, data):
+    shape = [
+        "--data.sequence_length",
+        "16",
+        "--model.layers",
+        "1",
+        "--model.hidden",
+        "32",
+        "--model.heads",
+        "2",
+        "--run.threads",
+        "1",
+    ]
+    length = ["--train.steps", "3", "--train.global_batch", "4", "--train.micro_batch", "2", "--evaluate.batches", "1"]
+    where = ["--data.path", data, "--run.dir", tmp_path / "run"]
+    train = ["hvd-llm", "train", "gpt-tiny", *shape, *length, *where]
+    done = run(*HOSTS, "--rate", "200mbit", "--controller", "gloo", "--", *train)
+    assert done.returncode == 0, done.stderr
+    assert "step 3/3" in done.stderr + done.stdout
+    (launch,) = json.loads((tmp_path / "run" / "run.json").read_text())["launches"]
+    assert launch["hosts"] == ["h0", "h1"]
+    assert not launch["shares_memory"]
+
+
+@pytest.mark.parametrize("controller", ["gloo", "mpi"])
+def test_a_rank_that_fails_ends_all_with_its_exit_code(controller):
+    began = time.monotonic()
+    done = run(*HOSTS, "--controller", controller, "--", "sh", "-c", 'test "$(hostname)" = h0 && exit 7; sleep 60')
+    assert done.returncode == 7
+    assert time.monotonic() - began < 30
+
+
+def test_a_mistake_is_a_sentence():
+    done = run(*HOSTS, "--rate", "5", "--", "true")
+    assert done.returncode == 2
+    assert done.stderr == "benchmarks.hosts: the rate '5' is not like 500kbit, 200mbit or 1gbit\n"
+
+
+def networks() -> set[str]:
+    """Of all processes."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            found.add(Path(f"/proc/{process.pid}/ns/net").readlink().name)
+        except OSError:  # not ours, or gone
+            continue
+    return found
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
+def test_nothing_is_left(tmp_path, how):
+    script = "readlink /proc/self/ns/net; mktemp; " + ("sleep 300" if how else "true")
+    command = [*HOSTS, "--controller", "mpi", "--", "sh", "-c", script]
+    environment = ENVIRONMENT | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as outer:
+        lines = [outer.stdout.readline() for _ in range(4)]
+        made = {line.strip() for line in lines if line.startswith("net:")}
+        assert len(made) == 2
+        if how:
+            assert made <= networks()
+            outer.send_signal(how)
+        assert outer.wait(timeout=20) == {None: 0, signal.SIGINT: 130}.get(how, -(how or 0))
+    patience = time.monotonic() + 5
+    while made & networks() and time.monotonic() < patience:
+        time.sleep(0.05)
+    assert not made & networks()
+    assert list(tmp_path.iterdir()) == []
+    assert not any(re.match("br0|port0", name) for name in psutil.net_if_addrs())

@@ -1,0 +1,58 @@
+"""The benchmark between hosts: who takes part, and that its numbers are those of the network."""
+
+import argparse
+import json
+import sys
+
+import pandas as pd
+import pytest
+from commands import run
+
+from benchmarks import contenders, sandbox
+
+
+def test_a_name_may_bring_settings():
+    contender = contenders.find("ours:none,reduce.bucket_mb=8")
+    assert contender.prepare is contenders.ours
+    assert contender.changes == {"reduce.compressor": "none", "reduce.bucket_mb": "8"}
+    with pytest.raises(argparse.ArgumentTypeError, match="there is no contender 'hours'"):
+        contenders.find("hours:none")
+
+
+@pytest.mark.skipif(bool(sandbox.obstacle()), reason=f"there can be no hosts here: {sandbox.obstacle()}")
+def test_numbers_are_those_of_the_network(tmp_path, data):
+    out = tmp_path / "bench"
+    few = [
+        "--hosts",
+        "2",
+        "--rates",
+        "100mbit",
+        "--rounds",
+        "1",
+        "--turn",
+        "1",
+        "--steps",
+        "3",
+        "--warm-up",
+        "1",
+        "--contenders",
+        "ours",
+        "ddp",
+    ]
+    model = ["--data.sequence_length", "16", "--model.layers", "2", "--model.hidden", "128"]
+    done = run(sys.executable, "-m", "benchmarks.network", *few, *model, "--data", data, "--out", out)
+    assert done.returncode == 0, done.stderr
+    about = json.loads((out / "bench.json").read_text())
+    assert (about["kind"], about["hosts"], about["rates"]) == ("network", 2, ["100mbit"])
+    assert about["did_not_complete"] == {"gloo": {}}
+    times = pd.read_csv(out / "times.csv").set_index("contender")
+    assert sorted(times.index) == ["ddp", "ours"]
+    ideal = 4 * (128 * (300 + 16) + 2 * 12 * 128**2)  # bytes of the gradients, but for biases and norms
+    for row in times.itertuples():
+        assert ideal < row.sent_bytes < 1.3 * ideal
+        assert row.seconds > 0.9 * row.sent_bytes * 8 / 100e6
+        assert row.steps >= 2
+    ratios = pd.read_csv(out / "ratios.csv").set_index("contender")
+    assert ratios.loc["ddp", "ratio"] == 1
+    assert ratios.loc["ours", "ratio"] == pytest.approx(times.loc["ours", "seconds"] / times.loc["ddp", "seconds"])
+    assert (out / "step_times.png").read_bytes().startswith(b"\x89PNG")
