@@ -25,7 +25,7 @@ def main() -> None:
     config = configuration.load(args.config, overrides(changes) | args.contender.changes)
     contenders.settle(config)
     os.environ |= args.contender.environment
-    comm = connect(config.reduce)
+    comm = connect(config)
     step = args.contender.prepare(config, comm)
     for block in itertools.count():
         word = args.words / f"go-{block}"

@@ -135,7 +135,7 @@ class Reduce:
     bucket_mb: PositiveFloat = 4.0
     """Size of a flat gradient bucket in MiB; a bucket is one operation on the network."""
     cycle_ms: NonNegativeFloat = 0
-    """Horovod looks for new operations this often, in ms. 0: 1 with GPUs, else 10, or 25 if steps need no Horovod."""
+    """Horovod looks for new operations this often, in ms. 0: 1 with GPUs, else 10; 25 or 50 if most steps need none."""
     share_memory: bool = True
     """If all ranks are on one host, they sum CPU gradients in memory they share; false: through MPI or Gloo."""
 

@@ -27,10 +27,15 @@ def start(read: Callable[[], Config]) -> tuple[Config, Comm]:
         if Launch.from_environment().by is None:
             raise
         config, trouble = Config(), error
-    from hvd_llm.comm import connect  # PyTorch and Horovod: not needed to say that a setting is wrong
+    # PyTorch and Horovod: not needed to say that a setting is wrong
+    from hvd_llm.comm import connect
+    from hvd_llm.compress import registry
 
-    # Not what the compressor says of itself: a rank without its package must decide the same.
-    comm = connect(config.reduce, config.trace.horovod_timeline, groups=config.reduce.compressor != "none")
+    try:
+        groups = bool(registry.find(config.reduce.compressor).groups)
+    except UserError as error:
+        groups, trouble = False, error
+    comm = connect(config, groups)
     with comm.together("read the settings"):
         if trouble:
             raise trouble

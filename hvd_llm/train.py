@@ -167,18 +167,22 @@ class Trainer:
         groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
         route = Route(comm, groups, config.reduce.bucket_mb * MIB, trace, config.run.seed)
         meets, order = config.sync.every > 1, state.progress.bucket_order
-        self.reducer = Reducer(
-            state.parameters, order, none if meets else compressor, route, state.memory, config.reduce.warmup_steps
-        )
         self.outer: Outer | None = None
         if meets:
             self.outer = Outer(
                 config.sync, state.parameters, order, compressor, route, state.memory, state.shared, state.progress.step
             )
             state.part()
+            self.reducer = Reducer(state.parameters, order, none, route, meanwhile=self.outer.advance)
+        else:
+            warmup = config.reduce.warmup_steps
+            self.reducer = Reducer(state.parameters, order, compressor, route, state.memory, warmup)
 
     def step(self) -> tuple[dict, int]:
-        """One optimizer step; returns a row of metrics and the number of input tokens, both over all ranks."""
+        """One optimizer step; returns a row of metrics and the number of input tokens, both over all ranks.
+
+        While ranks train apart, the loss is this rank's own, but for a round's last step: that has the round's.
+        """
         config, comm, progress, trace = self.config, self.comm, self.state.progress, self.trace
         trace.step, began = progress.step, now()
         self._seed(progress.step)
@@ -212,7 +216,8 @@ class Trainer:
         progress.tokens += int(all_tokens)
         trace.add("step", began, now(), amount=counts[1])
         # A batch whose every label is missing has no loss.
-        return row | {"loss": loss_sum / max(1.0, all_targets), "tokens": progress.tokens}, int(all_tokens)
+        row |= {"loss": loss_sum / max(1.0, all_targets), "tokens": progress.tokens}
+        return row, counts[1] * comm.size if alone else int(all_tokens)  # apart, the others are taken to be like us
 
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Cross entropy summed over the targets of one micro-batch."""

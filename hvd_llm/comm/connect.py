@@ -7,23 +7,23 @@ import torch
 
 from hvd_llm.comm.base import Comm
 from hvd_llm.comm.solo import Solo
-from hvd_llm.config import Reduce
+from hvd_llm.config import Config
 from hvd_llm.errors import UserError
 from hvd_llm.launcher import Launch
 
 
-def connect(reduce: Reduce | None = None, timeline: bool = False, groups: bool = False) -> Comm:
+def connect(config: Config | None = None, groups: bool = False) -> Comm:
     """Return this process's `Comm`. Collective when a launcher started it.
 
     Args:
-        reduce: how often Horovod looks for operations, whether ranks of one host share memory; its defaults if None.
-        timeline: `Comm.start_timeline` will be called.
+        config: says how often Horovod looks for operations, whether ranks of one host share memory, whether
+            `Comm.start_timeline` will be called; defaults if None.
         groups: `Comm.register` will be called with groups other than the world.
 
     Raises:
         UserError: a launcher started several ranks but Horovod is not installed, or sees another world.
     """
-    reduce = reduce or Reduce()
+    config = config or Config()
     launch = Launch.from_environment()
     if launch.by is None:
         tasks = os.environ.get("SLURM_NTASKS", "1")
@@ -35,22 +35,25 @@ def connect(reduce: Reduce | None = None, timeline: bool = False, groups: bool =
             f"{launch.by} started {launch.size} ranks but Horovod is not installed; run: hvd-llm install-horovod",
             shared=True,
         )
-    for name, value in settings(reduce.cycle_ms or cycle_ms(reduce, launch), timeline).items():
+    milliseconds = config.reduce.cycle_ms or cycle_ms(config, launch)
+    for name, value in settings(milliseconds, config.trace.horovod_timeline).items():
         os.environ.setdefault(name, value)  # what the user exported wins
     from hvd_llm.comm.hvd import HvdComm
 
-    return HvdComm(launch, reduce.share_memory, groups)
+    return HvdComm(launch, config.reduce.share_memory, groups)
 
 
-def cycle_ms(reduce: Reduce, launch: Launch) -> float:
+def cycle_ms(config: Config, launch: Launch) -> float:
     """How often Horovod should look for new operations here, in milliseconds.
 
     Every look is a collective of all ranks, on the cores that compute: 18 looks at 10 ms cost 2 % of a step.
     """
     if torch.cuda.is_available():
         return 1
-    alone = launch.local_size == launch.size  # all gradients are summed in memory: a step needs no Horovod at all
-    return 25 if alone and reduce.share_memory and reduce.compressor == "none" else 10
+    if config.sync.every > 1:  # most steps need no Horovod at all
+        return 50
+    here = launch.local_size == launch.size and config.reduce.share_memory and config.reduce.compressor == "none"
+    return 25 if here else 10  # on one host, all gradients are summed in memory
 
 
 def settings(cycle_ms: float, timeline: bool = False) -> dict[str, str]:

@@ -16,7 +16,7 @@ import torch
 
 from hvd_llm.comm.base import Comm
 from hvd_llm.comm.connect import connect
-from hvd_llm.config import Reduce
+from hvd_llm.config import Config, Reduce
 
 SMALL_BYTES = 1 << 10
 LARGE_BYTES = 16 << 20
@@ -40,7 +40,7 @@ def built() -> dict:
 
 def allreduce() -> dict | None:
     """Add one tensor over all ranks, check the sum, and time it; rank 0 returns the answer. Collective."""
-    comm = connect(Reduce(cycle_ms=1))
+    comm = connect(Config(reduce=Reduce(cycle_ms=1)))
     try:
         device = _device(comm)
         total = comm.sum("probe.check", torch.full((1000,), comm.rank + 1.0, device=device))

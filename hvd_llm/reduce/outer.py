@@ -66,6 +66,10 @@ class Outer:
                     self._landing[fragment] = turn + sync.delay
                     self._settled.add(fragment)
 
+    def advance(self) -> None:
+        """Move what is on its way and need not wait."""
+        self._sender.advance()
+
     def begin(self) -> None:
         """From here on the ranks part: this is where they agree."""
         for name, parameter in self.parameters.items():

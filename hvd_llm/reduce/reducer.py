@@ -1,6 +1,6 @@
 """When gradients are sent: each bucket as soon as its last gradient is there, inside backward."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +28,18 @@ class Reducer:
         route: Route,
         kept: Named | None = None,
         warmup: int = 0,
+        meanwhile: Callable[[], None] = lambda: None,
     ):
         """
         Args:
+            meanwhile: called whenever a gradient arrives: moves what else is on its way.
             order: names as their gradients become ready.
             kept: what the compressors of an earlier run left behind.
             warmup: first steps, in which nothing is compressed.
         """
         self.parameters = parameters
         self._sender = Sender("bucket", parameters, order, compressor, route, kept or {})
-        self._warmup, self._trace = warmup, route.trace
+        self._warmup, self._trace, self._meanwhile = warmup, route.trace, meanwhile
         self._home = {name: (bucket, view) for bucket in self.buckets for name, view in bucket.views.items()}
         self._missing: list[set[str]] = []  # by bucket: whose gradient is not there yet
         self._sent: set[int] = set()
@@ -83,6 +85,7 @@ class Reducer:
         if parameter.grad is not view:
             view.copy_(parameter.grad)
             parameter.grad = view
+        self._meanwhile()
         if not self._last:
             return
         missing = self._missing[bucket.index]

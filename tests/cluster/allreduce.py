@@ -7,10 +7,10 @@ import time
 import torch
 
 from hvd_llm.comm import connect
-from hvd_llm.config import Reduce
+from hvd_llm.config import Config, Reduce
 
 torch.set_num_threads(1)
-comm = connect(Reduce(cycle_ms=1))
+comm = connect(Config(reduce=Reduce(cycle_ms=1)))
 tensor = torch.ones(4 * 2**20)
 seconds = []
 for turn in range(3):

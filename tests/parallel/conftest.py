@@ -9,7 +9,7 @@ import torch
 from small_corpus import make, paragraphs, sentences
 
 from hvd_llm.comm import connect
-from hvd_llm.config import Reduce
+from hvd_llm.config import Config, Reduce
 from hvd_llm.launcher import Launch
 
 
@@ -23,7 +23,7 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def comm():
     torch.set_num_threads(1)
-    comm = connect(Reduce(cycle_ms=1), groups=True)
+    comm = connect(Config(reduce=Reduce(cycle_ms=1)), groups=True)
     yield comm
     comm.close()
 

@@ -154,8 +154,8 @@ def test_a_price_needs_no_other_ranks(compressor, size):
     found = price(compressor, mine, size)
     assert found.kernel_s > 0
     if size == 1:
-        assert found.wire_bytes == 0
+        assert found.sent_bytes == 0
         return
     ring = 2 * (size - 1) / size * mine.nbytes
     gathers = found.rounds == 1 and compressor.name not in ("none", "randomk")
-    assert found.wire_bytes < (ring * size / 8 if gathers else ring * 1.001)
+    assert found.sent_bytes < (ring * size / 8 if gathers else ring * 1.001)
