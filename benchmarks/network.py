@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from benchmarks import record, sandbox
-from benchmarks.contenders import known
+from benchmarks.contenders import find, known
 from benchmarks.hosts import launch
 from benchmarks.jobs import Job, Jobs, Ranks, options
 from benchmarks.netns import Hosts, bits_per_second
@@ -73,14 +73,17 @@ class Measurement:
 
     def _turn(self, jobs: Jobs, job: Job, hosts: Hosts, seconds: float | None) -> dict | None:
         """One contender's turn, of as many steps as its last ones, of `seconds` each, let hope; its row of `times`."""
-        # The first one finds TCP as slow as at its start, and cold caches: it is not timed.
-        steps = 1 if seconds is None else min(self._args.steps, max(2, round(self._args.turn / seconds) - 1))
+        wanted = 1 if seconds is None else min(self._args.steps, max(2, round(self._args.turn / seconds) - 1))
+        every = int(find(job.name).changes.get("sync.every", 1))
+        # The first step finds TCP as slow as at its start, and cold caches: it is not timed, but where a turn must be
+        # of whole rounds, whose exchange is one step's.
+        steps, warm_up = (wanted, 1) if every == 1 else (-(-wanted // every) * every, 0)
         before = hosts.sent_bytes()
-        seconds = jobs.block(job, steps, warm_up=1)
+        seconds = jobs.block(job, steps, warm_up)
         if seconds is None:
             return None
         sent = sum(hosts.sent_bytes()) - sum(before)
-        per_host = sent / (steps + 1) / len(before)
+        per_host = sent / (steps + warm_up) / len(before)
         return {"contender": job.name, "steps": steps, "seconds": seconds, "sent_bytes": round(per_host)}
 
     def write(self) -> None:
