@@ -27,7 +27,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test bench bench-network lint clean
+.PHONY: help env train test bench bench-network bench-kernels lint clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +52,9 @@ bench: $(READY) $(DATA)/index.json  ## side by side at 2 ranks: hvd_llm, stock H
 
 bench-network: $(READY) $(DATA)/index.json  ## the same between 4 hosts with slow networks, made on this machine
 	python -m benchmarks.network $(BENCH)
+
+bench-kernels: $(READY)  ## what compressors compute, beside a plain memory copy
+	python -m benchmarks.kernels $(BENCH)
 
 lint: $(READY)  ## check style, format and the direction of imports
 	ruff check .

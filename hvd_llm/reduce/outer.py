@@ -134,7 +134,10 @@ class Outer:
             anchor, momentum, weights = self.anchor[name], self.momentum[name], self.parameters[name]
             momentum.mul_(self._sync.outer_momentum).add_(change)
             anchor.sub_(change.add_(momentum, alpha=self._sync.outer_momentum), alpha=self._sync.outer_lr)
-            weights.copy_(anchor) if mix == 0 else weights.lerp_(anchor, 1 - mix)
+            if mix == 0 or not weights.sum().isfinite():
+                weights.copy_(anchor)
+            else:
+                weights.lerp_(anchor, 1 - mix)
         self._settled.discard(fragment)
         del self._landing[fragment]
 

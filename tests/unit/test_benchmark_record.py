@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from benchmarks import record
+from benchmarks import kernels, record
 
 
 def times(**seconds: list[float]) -> pd.DataFrame:
@@ -68,3 +68,11 @@ def test_a_folder_explains_itself(tmp_path):
     assert len(pd.read_csv(tmp_path / "bench" / "times.csv")) == 4
     assert pd.read_csv(tmp_path / "bench" / "ratios.csv")["ratio"].tolist()[0] == 1
     assert (tmp_path / "bench" / "ratios.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_kernels_are_compared_with_a_copy():
+    times = kernels.measure(0.0625 * 16, rounds=3)
+    table = kernels.summary(times).set_index("kernel")
+    assert table.loc["copy", "share_of_copy"] == 1
+    assert table.loc["int8", "times_smaller"] > 3.5
+    assert (table["GB/s"] > 0).all()
