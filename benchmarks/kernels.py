@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import record
+from hvd_llm import device
 from hvd_llm.compress import registry
 from hvd_llm.reduce.pricing import price
 
@@ -61,6 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out or record.default_folder()
     torch.set_num_threads(1)
+    device.keep_freed_memory()  # as in training
     times = pd.concat([measure(mib, args.rounds) for mib in args.mib])
     table = summary(times)
     record.write(out, times, table, {"kind": "kernels", "ranks": 1, "settings": {"mib": args.mib}})

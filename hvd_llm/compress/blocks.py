@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hvd_llm.errors import UserError
+
 
 @dataclass(frozen=True)
 class BlockCodec(ABC):
@@ -23,6 +25,10 @@ class BlockCodec(ABC):
     block: int
     bits: int
 
+    def __post_init__(self):
+        if self.block <= 0 or self.block % 32:
+            raise UserError(f"a compressor's block is {self.block}; it must be a multiple of 32")
+
     @abstractmethod
     def quantize(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """(blocks, elements) float → scales (blocks, 1) float32 and codes (blocks, block * bits / 8), one byte each."""
@@ -34,23 +40,22 @@ class BlockCodec(ABC):
     def size(self, elements: int) -> int:
         return -(-elements // self.block) * (4 + self.block * self.bits // 8)
 
-    def encode(self, values: Tensor) -> Tensor:
+    def encode(self, values: Tensor, payload: Tensor) -> None:
         spare = -values.numel() % self.block
-        blocks = (pad(values, (0, spare)) if spare else values).view(-1, self.block)
-        scales, codes = self.quantize(blocks)
-        return torch.cat([scales.view(-1).view(torch.uint8), codes.view(-1).view(torch.uint8)])
+        scales, codes = self.quantize((pad(values, (0, spare)) if spare else values).view(-1, self.block))
+        payload[: 4 * len(scales)].view(torch.float32).copy_(scales.view(-1))
+        payload[4 * len(scales) :].copy_(codes.view(-1).view(torch.uint8))
 
-    def decode(self, payload: Tensor, out: Tensor) -> Tensor:
+    def decode(self, payload: Tensor, out: Tensor) -> None:
         count = -(-out.numel() // self.block)
         scales = payload[: 4 * count].view(torch.float32).view(count, 1)
         codes = payload[4 * count :].view(count, self.block * self.bits // 8)
         if out.numel() == count * self.block:
             self.dequantize(codes, scales, out.view(count, self.block))
         else:
-            blocks = torch.empty(count, self.block, dtype=out.dtype, device=out.device)
+            blocks = torch.empty(count, self.block, device=out.device)
             self.dequantize(codes, scales, blocks)
             out.copy_(blocks.view(-1)[: out.numel()])
-        return out
 
 
 def largest(blocks: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ def with_feedback(function, decay: float = 1.0):
     """
 
     def corrected(gradient, state, at, **options):
-        rest = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
+        rest = gradient.to(torch.float32, copy=True)
         if "error" in state:
             rest.add_(state["error"], alpha=decay)
         total = yield from function(rest, state, at, **options)
