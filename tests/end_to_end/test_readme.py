@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 from commands import ENVIRONMENT
 
+from benchmarks import sandbox
+
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
 BRIEF = {
     "make train": ["TRAIN=--train.steps 12 --evaluate.batches 1"],
     "make bench": ["BENCH=--rounds 2 --steps 1 --controllers gloo"],
 }
+NETWORK = "BENCH=--rounds 1 --hosts 2 --rates 200mbit --turn 1 --steps 2 --contenders ours:int4 ddp_fp16"
 ELSEWHERE = ("git clone", "cd ", "make test")  # what got us here
 
 
@@ -31,13 +34,16 @@ def shortened(command: str) -> list[str]:
     words = shlex.split(command)
     if "hvd-llm train" in command:
         words += ["--train.steps", "12", "--train.epochs", "0", "--evaluate.batches", "1"]
+    if command.startswith("make bench-network"):  # of two assignments make takes the last
+        words.append(NETWORK)
     return words + BRIEF.get(command, [])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_every_command_runs(tmp_path):
-    here = [line for line in commands() if not line.startswith(ELSEWHERE)]
+    without = ("make bench-network",) if sandbox.obstacle() else ()
+    here = [line for line in commands() if not line.startswith(ELSEWHERE + without)]
     assert len(here) > 8
     if not (REPOSITORY / ".venv/.ready").exists():
         pytest.skip("needs the environment of `make env`")
