@@ -154,8 +154,8 @@ class Sync:
     """Parts of the model that are exchanged in turn, at even distances within `every` steps (streaming DiLoCo)."""
     delay: Count = 0
     """Steps after which an exchange is taken up, to hide it behind them; fewer than `every`."""
-    mix: Share = 0.0
-    """Share of its own weights that a rank keeps when it takes up an exchange that was delayed."""
+    mix: Share = 0.5
+    """Share of its own weights a rank keeps when it takes up a delayed exchange; at 0 it forgets the steps since."""
 
 
 @_section
@@ -323,7 +323,6 @@ def _apart(sync: Sync, train: Train) -> list[tuple[bool, str]]:
             sync.fragments > sync.every,
             f"sync.fragments is {sync.fragments}; at most sync.every = {sync.every} have a turn each",
         ),
-        (bool(sync.mix) and not sync.delay, "sync.mix needs sync.delay: without it nothing was learnt meanwhile"),
         (
             sync.every > 1 and train.precision == "fp16",
             "train.precision is 'fp16', whose loss scale would differ among ranks that train apart; take 'bf16'",

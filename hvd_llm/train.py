@@ -127,6 +127,8 @@ def _loop(trainer: "Trainer", run: Path, witness: Metrics) -> None:
             witness.evaluation(progress.step, trainer.evaluate())
             improved = progress.best_step == progress.step
             give_up = 0 < config.evaluate.patience <= progress.evaluations_since_best
+        if give_up and not last:
+            trainer.meet()
         saves = last or give_up or _due(progress.step, config.checkpoint.every) or (improved and config.checkpoint.best)
         if saves:
             trainer.save(run)
@@ -211,9 +213,11 @@ class Trainer:
         with trace.span("optimizer"):
             row = self._update(self.nominal / max(1.0, counts[0] if alone else all_targets))
         if alone:
-            self.outer.after(progress.step, last=progress.step + 1 == self.steps)
+            self.outer.after(progress.step)
         progress.step += 1
         progress.tokens += int(all_tokens)
+        if progress.step == self.steps:
+            self.meet()
         trace.add("step", began, now(), amount=counts[1])
         # A batch whose every label is missing has no loss.
         row |= {"loss": loss_sum / max(1.0, all_targets), "tokens": progress.tokens}
@@ -281,13 +285,20 @@ class Trainer:
         size = runfolder.save(run, self.state, self.training.dataset, self.config.checkpoint, self.comm)
         self.trace.add("checkpoint", began, now(), amount=size)
 
+    def meet(self) -> None:
+        """Training ends here: what ranks have learnt apart comes together."""
+        if self.outer and self.state.progress.step > self.config.sync.after:
+            self.outer.meet(self.state.progress.step - 1)
+
     def remember(self) -> None:
         """Bring `state` up to date with what the reducer keeps."""
         if not self.outer:
             self.state.remember(self.reducer.memory.by_parameter())
             return
+        if self.state.progress.step <= self.config.sync.after:
+            self.outer.begin()  # they have not parted yet
         self._totals.copy_(self._since)
-        self._since.zero_()
+        self._since[2] = 0  # the loss of the round goes on
         self.state.progress.tokens += int(self.comm.sum("step.totals", self._totals)[2])
         self.state.remember(*self.outer.state())
 

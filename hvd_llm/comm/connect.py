@@ -50,7 +50,7 @@ def cycle_ms(config: Config, launch: Launch) -> float:
     """
     if torch.cuda.is_available():
         return 1
-    if config.sync.every > 1:  # most steps need no Horovod at all
+    if config.sync.every > 1 and not config.sync.after:  # most steps need no Horovod at all
         return 50
     here = launch.local_size == launch.size and config.reduce.share_memory and config.reduce.compressor == "none"
     return 25 if here else 10  # on one host, all gradients are summed in memory

@@ -37,12 +37,18 @@ class BlockCodec(ABC):
     def dequantize(self, codes: Tensor, scales: Tensor, out: Tensor) -> None:
         """Codes (blocks, block * bits / 8) uint8 and scales (blocks, 1) → `out`, (blocks, block)."""
 
+    def unpadded(self, spare: int) -> float:
+        """What the scale of a block must be multiplied by if `spare` of its elements are zeros that were added."""
+        return 1.0
+
     def size(self, elements: int) -> int:
         return -(-elements // self.block) * (4 + self.block * self.bits // 8)
 
     def encode(self, values: Tensor, payload: Tensor) -> None:
         spare = -values.numel() % self.block
         scales, codes = self.quantize((pad(values, (0, spare)) if spare else values).view(-1, self.block))
+        if spare:
+            scales[-1] *= self.unpadded(spare)
         payload[: 4 * len(scales)].view(torch.float32).copy_(scales.view(-1))
         payload[4 * len(scales) :].copy_(codes.view(-1).view(torch.uint8))
 

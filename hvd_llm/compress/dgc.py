@@ -27,8 +27,8 @@ def dgc(gradient, state, at, keep: int = 64, momentum: float = 0.9, warmup: int 
 
 
 def _share(keep: int, step: int, warmup: int) -> int:
-    """Elements of a chunk to send: from a quarter of them down to `keep`, exponentially; an even number."""
+    """Elements of a chunk to send: from a quarter of them down to `keep`, exponentially; a multiple of 8."""
     if step >= warmup:
         return keep
     start = CHUNK // 4
-    return 2 * round(start * (keep / start) ** (step / warmup) / 2)
+    return 8 * round(start * (keep / start) ** (step / warmup) / 8)

@@ -22,6 +22,9 @@ class OneBit(BlockCodec):
         scales = blocks.abs().mean(1, keepdim=True)
         return scales, pack_signs(blocks)
 
+    def unpadded(self, spare: int) -> float:
+        return self.block / (self.block - spare)
+
     def dequantize(self, codes: Tensor, scales: Tensor, out: Tensor) -> None:
         unpack_signs(codes, out)
         out.mul_(scales)

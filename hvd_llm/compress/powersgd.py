@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from hvd_llm.compress.base import Sum, compressor
+from hvd_llm.errors import UserError
 
 
 @compressor(feedback=1, takes="matrices", same=("q",))
 def powersgd(gradient_KMN, state, at, rank: int = 4):
     """matrices as products of two thin ones, with error feedback: 48x smaller for 768 x 256"""
+    if rank < 1:
+        raise UserError(f"rank is {rank}; it must be at least 1")
     rows, columns = gradient_KMN.shape[1:]
     if rank * (rows + columns) >= rows * columns:  # nothing to gain
         total = yield Sum(gradient_KMN.clone())

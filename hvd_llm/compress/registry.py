@@ -4,8 +4,10 @@ import ast
 from importlib.metadata import entry_points
 from typing import Any
 
-from hvd_llm.compress.base import Compressor, compressor
-from hvd_llm.errors import UserError, nearest
+import torch
+
+from hvd_llm.compress.base import At, Compressor, compressor
+from hvd_llm.errors import UserError, first_line, nearest
 
 GROUP = "hvd_llm.compressors"
 
@@ -24,7 +26,9 @@ def find(text: str) -> Compressor:
     name, options = _parse(text)
     for point in entry_points(group=GROUP):
         if point.name == name:
-            return _with_options(_load(point), text, options)
+            found = _with_options(_load(point), text, options)
+            _try(found, text)
+            return found
     raise UserError(f"reduce.compressor is {text!r}: {name!r} is not installed{nearest(name, names())}")
 
 
@@ -32,7 +36,8 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
     """Read "name" or "name(option=value, …)"; values are plain Python literals."""
     wrong = f"reduce.compressor is {text!r}; write a name, or options with it as in 'topk(keep=32)'"
     try:
-        tree = ast.parse(text.strip().replace("-", "_"), mode="eval").body
+        name, bracket, options = text.strip().partition("(")
+        tree = ast.parse(name.replace("-", "_") + bracket + options, mode="eval").body
         if isinstance(tree, ast.Name):
             return tree.id, {}
         if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
@@ -57,6 +62,19 @@ def _load(point) -> Compressor:
     except (ImportError, AttributeError) as error:
         raise UserError(f"compressor {point.name!r} ({point.value}) cannot be loaded: {error}") from None
     return found if isinstance(found, Compressor) else compressor(found)
+
+
+def _try(found: Compressor, text: str) -> None:
+    """Let it make its first request, so that an option that cannot be is found before training."""
+    shape = (2, 64, 64) if found.takes == "matrices" else (10_000,)
+    try:
+        next(found(torch.ones(shape), {}, At(size=2)))
+    except StopIteration:
+        pass
+    except UserError as error:
+        raise UserError(f"reduce.compressor is {text!r}: {error}") from None
+    except Exception as error:
+        raise UserError(f"reduce.compressor is {text!r}, which cannot be: {first_line(error)}") from None
 
 
 def _with_options(found: Compressor, text: str, options: dict[str, Any]) -> Compressor:

@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from hvd_llm.compress.base import Gather, compressor
 from hvd_llm.compress.bits import pack_12, unpack_12
+from hvd_llm.errors import UserError
 
 CHUNK = 4096
 
@@ -22,6 +23,8 @@ def chunks(flat: Tensor) -> Tensor:
 
 def largest(rows: Tensor, keep: int) -> Tensor:
     """Where the `keep` largest magnitudes of each row are, in ascending order: (rows, keep) int64."""
+    if not 0 < keep <= CHUNK or keep % 8:
+        raise UserError(f"keep is {keep}; it must be a multiple of 8, at most {CHUNK}")
     return rows.abs().topk(keep, dim=1, sorted=False).indices.sort(dim=1).values
 
 

@@ -18,7 +18,7 @@ class Exchange:
     """One bucket's exchange in one step. Round k is the operation `{name}.{k}`.
 
     A bucket may hold several generators of one kind, a stack of matrices each. They go from round to round together,
-    and their sums travel as one operation.
+    and their sums travel as one operation; one may be done before the others.
     """
 
     def __init__(
@@ -34,12 +34,13 @@ class Exchange:
             name: the same on all ranks, unique among the exchanges under way.
             groups: what the names in requests ("world", "node", …) stand for on this rank.
         """
-        self.results: list[Tensor] = []
+        self._results: dict[int, Tensor] = {}
         self.payload_bytes = 0
         self._name, self._generators, self._comm, self._groups = name, generators, comm, groups
         self._round = 0
+        self._requests: dict[int, Request] = {}  # generator → what it waits for
         self._pending: list[Handle] = []
-        self._resume([None] * len(generators))
+        self._resume(dict.fromkeys(range(len(generators))))
 
     def advance(self) -> bool:
         """Take every step that needs no waiting; return whether the exchange is over."""
@@ -51,31 +52,31 @@ class Exchange:
         """Wait for all rounds and return the reduced gradients, one for each generator."""
         while self._pending:
             self._resume(self._answers())
-        return self.results
+        return [self._results[index] for index in range(len(self._generators))]
 
-    def _answers(self) -> list[Any]:
+    def _answers(self) -> dict[int, Any]:
         answers = [handle.wait() for handle in self._pending]
-        if len(answers) < len(self._generators):
-            answers = [
-                part.view_as(request.tensor)
-                for part, request in zip(answers[0].split(self._lengths), self._requests, strict=True)
-            ]
-        return answers
+        if len(answers) < len(self._requests):
+            sums = [request.tensor for request in self._requests.values()]
+            parts = answers[0].split([tensor.numel() for tensor in sums])
+            answers = [part.view_as(tensor) for part, tensor in zip(parts, sums, strict=True)]
+        return dict(zip(self._requests, answers, strict=True))
 
-    def _resume(self, answers: Sequence[Any]) -> None:
-        steps = [_advance(generator, answer) for generator, answer in zip(self._generators, answers, strict=True)]
-        if isinstance(steps[0], StopIteration):
-            self._pending, self.results = [], [step.value for step in steps]
-            return
-        self._requests = steps
-        self.payload_bytes += sum(request.payload_bytes for request in steps)
+    def _resume(self, answers: Mapping[int, Any]) -> None:
+        self._requests = {}
+        for index, answer in answers.items():
+            try:
+                self._requests[index] = self._generators[index].send(answer)
+            except StopIteration as stop:
+                self._results[index] = stop.value
+        requests = list(self._requests.values())
+        self.payload_bytes += sum(request.payload_bytes for request in requests)
         name = f"{self._name}.{self._round}"
-        if len(steps) > 1 and all(isinstance(request, Sum) for request in steps):
-            self._lengths = [request.tensor.numel() for request in steps]
-            joined = torch.cat([request.tensor.reshape(-1) for request in steps])
-            self._pending = [self._issue(name, Sum(joined, steps[0].group))]
+        if len(requests) > 1 and all(isinstance(request, Sum) for request in requests):
+            joined = torch.cat([request.tensor.reshape(-1) for request in requests])
+            self._pending = [self._issue(name, Sum(joined, requests[0].group))]
         else:
-            self._pending = [self._issue(f"{name}.{index}", request) for index, request in enumerate(steps)]
+            self._pending = [self._issue(f"{name}.{index}", request) for index, request in self._requests.items()]
         self._round += 1
 
     def _issue(self, name: str, request: Request) -> Handle:
@@ -87,10 +88,3 @@ class Exchange:
                 return self._comm.gather_async(name, tensor, group, lengths)
             case AllToAll(tensors, _, _):
                 return self._comm.all_to_all_async(name, tensors, group)
-
-
-def _advance(generator: Generator, answer: Any) -> Request | StopIteration:
-    try:
-        return generator.send(answer)
-    except StopIteration as stop:
-        return stop

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hvd_llm.compress.base import Compressor
 from hvd_llm.config import Sync
+from hvd_llm.errors import UserError
 from hvd_llm.reduce.buckets import Bucket
 from hvd_llm.reduce.memory import Named
 from hvd_llm.reduce.sender import Route, Sender
@@ -59,12 +60,20 @@ class Outer:
         self._landing: dict[int, int] = {}  # fragment under way → step after which it lands
         self._settled: set[int] = set()  # those of them whose sums are there already
         for fragment, buckets in enumerate(self._fragments):
-            for name, view in ((name, view) for bucket in buckets for name, view in bucket.views.items()):
-                if "arriving" in shared.get(name, {}):
-                    view.copy_(shared[name]["arriving"])
-                    turn = max(past for past in range(step - sync.every, step) if self._turns(past)[fragment])
-                    self._landing[fragment] = turn + sync.delay
-                    self._settled.add(fragment)
+            views = {name: view for bucket in buckets for name, view in bucket.views.items()}
+            arriving = {name for name in views if "arriving" in shared.get(name, {})}
+            if not arriving:
+                continue
+            if arriving != views.keys():
+                raise UserError(
+                    "this checkpoint was written while exchanges were under way: reduce.bucket_mb must stay as it was",
+                    shared=True,
+                )
+            for name, view in views.items():
+                view.copy_(shared[name]["arriving"])
+            turn = max(past for past in range(step - sync.every, step) if self._turns(past)[fragment])
+            self._landing[fragment] = turn + sync.delay
+            self._settled.add(fragment)
 
     def advance(self) -> None:
         """Move what is on its way and need not wait."""
@@ -75,35 +84,38 @@ class Outer:
         for name, parameter in self.parameters.items():
             self.anchor[name].copy_(parameter.detach())
 
-    def after(self, step: int, last: bool) -> bool:
-        """A step is done: send fragments whose turn it is, take up those that land.
-
-        Args:
-            last: the run ends here: everything meets.
-
-        Returns:
-            Whether anything landed.
-        """
+    def after(self, step: int) -> None:
+        """A step is done: send fragments whose turn it is, take up those that land."""
         start = now()
-        landed = False
-        for fragment, turn in enumerate(self._turns(step, last)):
-            if turn and fragment not in self._landing:
-                self._send(self._fragments[fragment], step)
+        turns = self._turns(step)
+        for fragment, buckets in enumerate(self._fragments):
+            if turns[fragment]:
+                self._send(buckets, step)
                 self._landing[fragment] = step + self._sync.delay
         self._sender.advance()
-        for fragment, when in list(self._landing.items()):
-            if when <= step or last:
-                self._land(fragment, mix=0 if last else self._sync.mix)
-                landed = True
-        if landed:
+        landing = [fragment for fragment, when in self._landing.items() if when <= step]
+        for fragment in landing:
+            self._land(fragment, self._sync.mix if self._sync.delay else 0)
+        if landing:
             self._trace.add("exposed", start, now())
-        return landed
 
-    def _turns(self, step: int, last: bool = False) -> list[bool]:
+    def meet(self, step: int) -> None:
+        """Everything lands that is under way, then all that was learnt since is exchanged at once."""
+        for fragment in list(self._landing):
+            self._land(fragment, self._sync.mix if self._sync.delay else 0)
+        met = self._turns(step) if self._sync.delay == 0 else [False] * len(self._fragments)
+        for fragment, buckets in enumerate(self._fragments):
+            if not met[fragment]:
+                self._send(buckets, step)
+                self._landing[fragment] = step
+        for fragment in list(self._landing):
+            self._land(fragment, mix=0)
+
+    def _turns(self, step: int) -> list[bool]:
         """By fragment, whether it is sent after `step`: their turns are spread evenly over a round."""
         every, count = self._sync.every, len(self._fragments)
         done = step + 1 - self._sync.after
-        return [last or done % every == every * (fragment + 1) // count % every for fragment in range(count)]
+        return [done % every == every * (fragment + 1) // count % every for fragment in range(count)]
 
     @torch.no_grad()
     def _send(self, buckets: Sequence[Bucket], step: int) -> None:

@@ -1,5 +1,6 @@
 """Flat buckets on their way: each is handed to its compressor, moved along whenever somebody looks, and landed."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from hvd_llm.reduce.buckets import Bucket, allocate
 from hvd_llm.reduce.exchange import Exchange
 from hvd_llm.reduce.memory import Memory, Named
 from hvd_llm.trace import Trace, now
+
+_POLL_S = 50e-6
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,13 @@ class Sender:
     @torch.no_grad()
     def finish(self, buckets: Iterable[Bucket]) -> None:
         """Wait for some buckets; then they hold the sums."""
-        for bucket in buckets:
-            if bucket.index in self._flights:
-                self._land(bucket)
+        wanted = [bucket for bucket in buckets if bucket.index in self._flights]
+        while any(not segment.compressor.dense for bucket in wanted for segment in bucket.segments):
+            self.advance()  # of several rounds: while one bucket waits for its next, the others go on
+            wanted = [bucket for bucket in wanted if bucket.index in self._flights]
+            time.sleep(_POLL_S)
+        for bucket in wanted:
+            self._land(bucket)
 
     def _land(self, bucket: Bucket) -> None:
         flight = self._flights[bucket.index]

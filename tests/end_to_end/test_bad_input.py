@@ -98,6 +98,7 @@ CASES = {
     "no such compressor": (f"{TRAIN} --reduce.compressor nome", nothing, "did you mean 'none'"),
     "no such option of a compressor": (f"{TRAIN} --reduce.compressor topk(kepe=3)", nothing, "did you mean 'keep'"),
     "option of another type": (f"{TRAIN} --reduce.compressor topk(keep=0.5)", nothing, "keep is 0.5"),
+    "option out of range": (f"{TRAIN} --reduce.compressor topk(keep=33)", nothing, "multiple of 8"),
     "compressor that is no name": (f"{TRAIN} --reduce.compressor topk(", nothing, "write a name"),
     "delay as long as a round": (f"{TRAIN} --sync.every 4 --sync.delay 4", nothing, "sync.delay is 4"),
     "apart in fp16": (f"{TRAIN} --sync.every 4 --train.precision fp16", nothing, "take 'bf16'"),

@@ -31,7 +31,7 @@ def installed(plugin, monkeypatch):
 
 @pytest.mark.usefixtures("installed")
 def test_it_is_listed(capfd):
-    assert "terngrad(feedback=1.0)" in run("hvd-llm", "compressors").stdout
+    assert "strongest(share=0.01, feedback=1.0)" in run("hvd-llm", "compressors").stdout
 
 
 @pytest.mark.usefixtures("installed")
@@ -44,7 +44,7 @@ def test_it_trains(config, folder, controller):
         "--train.steps",
         "6",
         "--reduce.compressor",
-        "terngrad",
+        "strongest",
         "--out",
         folder / "run",
     ]
@@ -56,6 +56,6 @@ def test_it_trains(config, folder, controller):
 @pytest.mark.slow
 def test_it_passes_the_suite_of_all_compressors():
     suite = Path(__file__).parents[1] / "parallel" / "test_compressors.py"
-    done = run(sys.executable, "-m", "pytest", "-q", "-k", "terngrad and not 64", suite, timeout=300)
+    done = run(sys.executable, "-m", "pytest", "-q", "-k", "strongest and not 64", suite, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "passed" in done.stdout

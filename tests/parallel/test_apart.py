@@ -118,6 +118,31 @@ def test_all_agree_in_the_end_and_have_learnt(comm, folders, sync):
     assert together.state.progress.tokens > 0
 
 
+@pytest.mark.parametrize("delay", [0, 3])
+@pytest.mark.parametrize("every", [5, 7])
+def test_nothing_is_lost_where_training_ends(comm, folders, every, delay):
+    """The end may lie on a round's or within one; what is saved is what ranks have in the end."""
+    sync = {"every": every, "delay": delay, "outer_lr": 1.0, "outer_momentum": 0.0}
+    together = trainer(comm, settings(folders, "causal", sync=sync))
+    for _ in range(together.steps - 1):
+        together.step()
+    mine = {name: parameter.detach().clone() for name, parameter in together.state.parameters.items()}
+    together.step()
+    assert any(not torch.equal(mine[name], parameter) for name, parameter in together.state.parameters.items())
+    together.remember()
+    saved = together.state.snapshot().model
+    assert all(torch.equal(saved[name], parameter) for name, parameter in together.state.parameters.items())
+
+
+def test_before_ranks_part_a_checkpoint_has_what_was_trained(comm, folders):
+    together = trainer(comm, settings(folders, "causal", sync={"every": 4, "after": 10}))
+    for _ in range(10):
+        together.step()
+    together.remember()
+    saved = together.state.snapshot().model
+    assert all(torch.equal(saved[name], parameter) for name, parameter in together.state.parameters.items())
+
+
 def test_one_rank_that_breaks_does_not_break_the_others(comm, folders):
     config = settings(folders, "causal", sync={"every": 4}, reduce={"compressor": "int8"})
     together = trainer(comm, config)

@@ -79,6 +79,15 @@ def test_a_resumed_run_has_the_same_bits(comm, config, tmp_path_factory):
     _same(straight.reducer.memory.by_parameter(), resumed.reducer.memory.by_parameter())
 
 
+@pytest.mark.parametrize("task", ["masked", "classify"])
+def test_matrices_too_small_for_powersgd_go_beside_the_others(comm, folders, task):
+    """BERT has an embedding of two rows, and so has the head of two classes."""
+    together = trainer(comm, settings(folders, task, reduce={"compressor": "powersgd"}))
+    for _ in range(3):
+        together.step()
+    together.check_drift()
+
+
 def test_loss_scale_does_not_reach_the_error(comm, folders):
     """Scales that are powers of two change no bit."""
     reduce = {"compressor": "int4", "bucket_mb": 0.02}

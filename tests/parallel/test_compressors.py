@@ -147,6 +147,24 @@ def test_what_comes_out_is_close_to_the_sum_over_time(compressor):
     assert float((total / steps - expected).norm() / expected.norm()) < 0.3
 
 
+def test_what_is_kept_stays_small(compressor):
+    """An error that grew from step to step would come back as noise."""
+    compressor = lossless(compressor)
+    states, steps = [{}, {}], 300
+    for step in range(steps):
+        parts = [gradient(compressor, rank, step) for rank in range(2)]
+        lockstep.reduce(compressor, parts, states, At("weight", step=step))
+    one = float(gradient(compressor, 0).norm())
+    assert float(states[0].get("error", torch.zeros(1)).norm()) < 70 * one
+
+
+def test_a_short_last_block_is_as_good_as_the_others():
+    """Of a constant gradient, every element comes back at its full size."""
+    for name in ("int8", "fp8", "int4", "onebit"):
+        (total,) = lockstep.reduce(registry.find(name), [torch.ones(4100)], [{}])
+        torch.testing.assert_close(total, torch.ones(4100), rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 64])
 def test_a_price_needs_no_other_ranks(compressor, size):
     """Bytes per element stay below those of a plain ring, or of everybody's choice gathered."""
