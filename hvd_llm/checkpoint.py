@@ -82,6 +82,9 @@ def save(run: Path, snapshot: Snapshot, assets: Callable[[Path], None], comm: Co
             save_file({key: value.contiguous() for key, value in flat.items()}, _of_rank(draft, comm.rank))
     with comm.together("seal the checkpoint"), _disk_trouble(final):
         if comm.rank == 0:
+            unseen = [rank for rank in range(comm.size) if snapshot.own and not _of_rank(draft, rank).exists()]
+            if unseen:
+                raise UserError(f"{final.parent} lacks what ranks {unseen} wrote: it must be one folder for all")
             size = _seal(draft, final, snapshot.progress)
     return size
 

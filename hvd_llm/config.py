@@ -301,6 +301,10 @@ def check(config: Config) -> None:
             f"optimizer.warmup + optimizer.decay is {config.optimizer.warmup + config.optimizer.decay:g}; at most 1",
         ),
         *_apart(config.sync, train),
+        (
+            bool(config.reduce.warmup_steps) and config.sync.every > 1,
+            f"reduce.warmup_steps is {config.reduce.warmup_steps}; with sync.every > 1 that is what sync.after is for",
+        ),
         (config.trace.horovod_timeline and not config.trace.enabled, "trace.horovod_timeline needs trace.enabled"),
         (
             train.compile and train.activation_checkpointing,

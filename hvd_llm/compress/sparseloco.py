@@ -7,12 +7,12 @@ two magnitudes of its chunk: the means of those below and of those above the chu
 import torch
 from torch import Tensor
 
-from hvd_llm.compress.base import Gather, compressor
+from hvd_llm.compress.base import compressor
 from hvd_llm.compress.bits import pack_12, pack_signs, unpack_12, unpack_signs
-from hvd_llm.compress.topk import chunks, largest
+from hvd_llm.compress.topk import chunks, exchange
 
 
-def encode(values: Tensor, indices: Tensor) -> Tensor:
+def pack(values: Tensor, indices: Tensor) -> Tensor:
     """Values and indices (rows, keep) → (bytes,) uint8: two bfloat16 levels, signs, levels' bits, indices."""
     magnitude = values.abs()
     above = magnitude - magnitude.mean(1, keepdim=True)
@@ -23,8 +23,8 @@ def encode(values: Tensor, indices: Tensor) -> Tensor:
     return torch.cat([levels, pack_signs(values).view(-1), pack_signs(above).view(-1), pack_12(indices).view(-1)])
 
 
-def decode(payload: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Undo `encode`, as far as it can be."""
+def unpack(payload: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Undo `pack`, as far as it can be."""
     rows = payload.numel() // (4 + keep // 4 + keep * 3 // 2)
     levels, signs, strong, indices = payload.split([4 * rows, rows * keep // 8, rows * keep // 8, rows * keep * 3 // 2])
     low, high = levels.view(torch.bfloat16).float().view(rows, 2, 1).unbind(1)
@@ -36,12 +36,6 @@ def decode(payload: Tensor, keep: int) -> tuple[Tensor, Tensor]:
 def sparseloco(gradient, state, at, keep: int = 64):
     """the largest `keep` of every 4096 elements in 2 bits each, with decaying error: 141x smaller for 2 ranks"""
     rows = chunks(gradient)
-    indices = largest(rows, keep)
-    payload = encode(rows.gather(1, indices), indices)
-    rows.scatter_add_(1, indices, -decode(payload, keep)[0])
+    total = yield from exchange(rows, keep, pack, unpack)
     gradient.copy_(rows.view(-1)[: gradient.numel()])
-    total = torch.zeros_like(rows)
-    for other in (yield Gather(payload)):
-        values, places = decode(other, keep)
-        total.scatter_add_(1, places, values)
     return total.view(-1)[: gradient.numel()]

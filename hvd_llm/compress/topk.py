@@ -41,8 +41,12 @@ def unpack(payload: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     return values, unpack_12(payload[2 * rows * keep :].view(rows, -1))
 
 
-def exchange(rows: Tensor, keep: int):
-    """Sum the largest elements of `rows` over all ranks, in rank order; what was sent is taken out of `rows`."""
+def exchange(rows: Tensor, keep: int, pack=pack, unpack=unpack):
+    """Sum the largest elements of `rows` over all ranks, in rank order; what was sent is taken out of `rows`.
+
+    Args:
+        pack, unpack: how values and indices are written.
+    """
     indices = largest(rows, keep)
     payload = pack(rows.gather(1, indices), indices)
     rows.scatter_add_(1, indices, -unpack(payload, keep)[0])

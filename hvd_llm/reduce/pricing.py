@@ -5,11 +5,10 @@ are those of the algorithms that MPI and Gloo use for large tensors; time is tha
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hvd_llm.compress.base import AllToAll, At, Compressor, Gather, Request, State, Sum
@@ -77,15 +76,20 @@ def sent_bytes(request: Request, size: int) -> float:
 
 
 def _invent(request: Request, size: int) -> Any:
-    """An answer of the right shape: every rank as if it were this one, or zeros."""
+    """An answer of the right shape: every rank as if it were this one; zeros where it has nothing of that length."""
     match request:
         case Sum(tensor):
             return tensor.clone()
         case Gather(tensor, _, None):
             return [tensor.clone() for _ in range(size)]
         case Gather(tensor, _, lengths):
-            return [tensor.new_zeros(length) for length in lengths]
+            return [_of_length([tensor], length) for length in lengths]
         case AllToAll(tensors, _, None):
             return [tensors[0].clone() for _ in range(size)]
         case AllToAll(tensors, _, lengths):
-            return [torch.zeros(n, dtype=tensors[0].dtype, device=tensors[0].device) for n in lengths]
+            return [_of_length(tensors, length) for length in lengths]
+
+
+def _of_length(tensors: Sequence[Tensor], length: int) -> Tensor:
+    found = next((tensor for tensor in tensors if tensor.numel() == length), None)
+    return tensors[0].new_zeros(length) if found is None else found.clone()

@@ -101,6 +101,7 @@ CASES = {
     "option out of range": (f"{TRAIN} --reduce.compressor topk(keep=33)", nothing, "multiple of 8"),
     "compressor that is no name": (f"{TRAIN} --reduce.compressor topk(", nothing, "write a name"),
     "delay as long as a round": (f"{TRAIN} --sync.every 4 --sync.delay 4", nothing, "sync.delay is 4"),
+    "warm-up of ranks apart": (f"{TRAIN} --sync.every 4 --reduce.warmup_steps 3", nothing, "sync.after"),
     "apart in fp16": (f"{TRAIN} --sync.every 4 --train.precision fp16", nothing, "take 'bf16'"),
     "no GPU": (f"{TRAIN} --run.device cuda", nothing, "run.device"),
     "data absent": (f"{TRAIN} --data.path nowhere", nothing, "nowhere"),

@@ -92,29 +92,41 @@ def test_a_step_that_is_not_finite_on_one_rank_is_so_on_all(world, compressor):
 
 
 def test_a_checkpoint_in_the_middle_changes_nothing(world, compressor):
-    """State goes by parameter into a checkpoint, and back into another division into parameters' runs."""
+    """State goes by parameter into a checkpoint, through another division into buckets, and back."""
     states = [{} for _ in world.ranks]
     before = run(world, compressor, states, range(2))
     assert before
     loaded = []
     for state in states:
-        memory = Memory([_bucket(compressor)], {})
+        memory = Memory(_buckets(compressor, [3]), {})
         memory.draft(0)[0].update(state)
         memory.keep()
-        on_disk = {name: {k: v.clone() for k, v in slots.items()} for name, slots in memory.by_parameter().items()}
-        loaded.append(Memory([_bucket(compressor)], on_disk).draft(0)[0])
+        divided = Memory(_buckets(compressor, [1, 2]), _copy(memory.by_parameter()))
+        loaded.append(Memory(_buckets(compressor, [3]), _copy(divided.by_parameter())).draft(0)[0])
         assert loaded[-1].keys() == state.keys()
     straight, resumed = (run(world, compressor, which, range(2, 4)) for which in (states, loaded))
     for one, other in zip(straight, resumed, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def _bucket(compressor) -> Bucket:
-    """Three parameters in one segment."""
+def _copy(named):
+    return {name: {slot: value.clone() for slot, value in slots.items()} for name, slots in named.items()}
+
+
+def _buckets(compressor, counts: list[int]) -> list[Bucket]:
+    """Three parameters, so many in each bucket."""
     tensor = torch.zeros(SHAPES[compressor.takes])
-    pieces = tensor.unbind(0) if compressor.takes == "matrices" else tensor.split([2000, 1001, 2000])
-    views = {f"layer.{i}": piece for i, piece in enumerate(pieces)}
-    return Bucket(0, tensor.view(-1), (Segment(compressor, tensor, views),))
+    stacked = compressor.takes == "matrices"
+    pieces = list(tensor.split(1) if stacked else tensor.split([2000, 1001, 2000]))
+    buckets: list[Bucket] = []
+    for count in counts:
+        done = sum(len(bucket.views) for bucket in buckets)
+        mine = pieces[done : done + count]
+        part = torch.cat(mine)
+        views = part.unbind(0) if stacked else part.split([len(piece) for piece in mine])
+        named = {f"layer.{done + i}": view for i, view in enumerate(views)}
+        buckets.append(Bucket(len(buckets), part.view(-1), (Segment(compressor, part, named),)))
+    return buckets
 
 
 def test_the_drivers_agree_bit_for_bit(comm, compressor):
@@ -165,15 +177,23 @@ def test_a_short_last_block_is_as_good_as_the_others():
         torch.testing.assert_close(total, torch.ones(4100), rtol=0.01, atol=0)
 
 
+def test_rounding_at_random_is_right_in_the_mean():
+    given, draws = torch.linspace(-1, 1, 512), 400
+    found = registry.find("int8(stochastic=true)")
+    drawn = [lockstep.reduce(found, [given.clone()], [{}], At("w", step=step))[0] for step in range(draws)]
+    assert not torch.equal(drawn[0], drawn[1])
+    step_of_codes = 1 / 127
+    assert float((torch.stack(drawn).mean(0) - given).abs().max()) < 0.15 * step_of_codes
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 64])
 def test_a_price_needs_no_other_ranks(compressor, size):
     """Bytes per element stay below those of a plain ring, or of everybody's choice gathered."""
     mine = gradient(compressor, 0)
     found = price(compressor, mine, size)
-    assert found.kernel_s > 0
     if size == 1:
         assert found.sent_bytes == 0
         return
     ring = 2 * (size - 1) / size * mine.nbytes
     gathers = found.rounds == 1 and compressor.name not in ("none", "randomk")
-    assert found.sent_bytes < (ring * size / 8 if gathers else ring * 1.001)
+    assert found.sent_bytes < (ring * size / 16 if gathers else ring * 1.001)
