@@ -17,7 +17,7 @@ WORDS = {
     "input": "waiting for input",
     "forward": "the forward pass",
     "backward": "the backward pass",
-    "exposed": "exposed communication (waiting for gradients after the backward pass)",
+    "exposed": "exposed communication (waiting for gradients)",
     "optimizer": "the optimizer",
     "residual": "the loop around the traced parts",
 }

@@ -165,7 +165,7 @@ def communication(table: pd.DataFrame) -> Callable[[Axes], None]:
 
     def plot(axes: Axes) -> None:
         labels = _cell_names(table)
-        axes.barh(labels, table["hidden_ms"], color=BLUE, label="hidden under backward", height=0.55)
+        axes.barh(labels, table["hidden_ms"], color=BLUE, label="hidden: the rank computed", height=0.55)
         axes.barh(labels, table["exposed_ms"], left=table["hidden_ms"], color=ORANGE, label="exposed", height=0.55)
         axes.set_xlabel("milliseconds of a step (mean over steps and ranks)")
         axes.invert_yaxis()

@@ -60,7 +60,7 @@ def communication(found: Experiment, losses: pd.DataFrame) -> Section | None:
     if table.empty:
         return None
     text = (
-        "Exchange time that ran under the backward pass, and the wait after it. Payload is what one rank hands to "
+        "Exchange time during which the rank computed, and its wait for the rest. Payload is what one rank hands to "
         "Horovod per step. Wire bytes follow the ring model, 2(n−1)/n times the payload; bus bandwidth is wire bytes "
         "over the time an exchange was under way, waiting for slower ranks included."
     )

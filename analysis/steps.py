@@ -27,7 +27,7 @@ class RankSteps:
     tokens: np.ndarray
     parts_s: dict[str, np.ndarray]  # by PARTS
     exchange_s: np.ndarray  # union of bucket_exchange
-    hidden_s: np.ndarray  # … of it under the last backward
+    hidden_s: np.ndarray  # … of it while the rank was not waiting for it
     payload_bytes: np.ndarray
     exchanges: np.ndarray  # number of bucket_exchange spans
     between: dict[str, tuple[int, float]] = field(default_factory=dict)  # name: (how often, seconds)
@@ -40,7 +40,7 @@ def rank_steps(trace: TraceFile) -> RankSteps:
         TooFewStepsError: no complete step in it.
         AnalysisError: a step twice, or parts that take longer than their step.
     """
-    steps, backward = _find_steps(trace)
+    steps, waits = _find_steps(trace)
     count = len(steps["step"])
     result = RankSteps(
         step=steps["step"],
@@ -55,20 +55,18 @@ def rank_steps(trace: TraceFile) -> RankSteps:
     )
     for chunk in trace.chunks():
         _add_spans(result, chunk, trace.kinds)
-        _add_exchanges(result, chunk[chunk["kind"] == trace.kinds.get("bucket_exchange", -1)], backward)
+        _add_exchanges(result, chunk[chunk["kind"] == trace.kinds.get("bucket_exchange", -1)], waits)
     _check_sum(result, trace)
     return result
 
 
 def _find_steps(trace: TraceFile) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Steps in order, and start and end of the last backward of each: (2, S) ns, zeros where there is none."""
-    records, backwards = [], []
+    """Steps in order, and when the rank waited: starts and ends of its exposed spans, (2, spans) ns, in order."""
+    records, waits = [], []
     for chunk in trace.chunks():
         records.append(chunk[chunk["kind"] == trace.kinds["step"]])
-        last = chunk[chunk["kind"] == trace.kinds.get("backward", -1)]
-        # unique gives the first position of each step: of the reversed array, that of its last micro-batch.
-        _, at = np.unique(last["step"][::-1], return_index=True)
-        backwards.append(last[::-1][at])
+        exposed = chunk[chunk["kind"] == trace.kinds.get("exposed", -1)]
+        waits.append(np.stack([exposed["start_ns"], exposed["end_ns"]]))
     found = np.concatenate(records) if records else np.empty(0, trace.record)
     if not len(found):
         raise TooFewStepsError(f"{trace.path} holds no complete step ({trace.count} records)")
@@ -81,11 +79,8 @@ def _find_steps(trace: TraceFile) -> tuple[dict[str, np.ndarray], np.ndarray]:
     if not (seconds > 0).all():
         raise AnalysisError(f"{trace.path}: step {step[np.argmin(seconds)]} takes no time")
 
-    backward = np.zeros((2, len(step)), np.int64)
-    for last in backwards:
-        at, known = _locate(step, last["step"])
-        backward[:, at] = np.stack([last["start_ns"], last["end_ns"]])[:, known]
-    return {"step": step, "seconds": seconds, "tokens": found["amount"].astype(np.float64)}, backward
+    steps = {"step": step, "seconds": seconds, "tokens": found["amount"].astype(np.float64)}
+    return steps, np.sort(np.concatenate(waits, axis=1), axis=1)
 
 
 def _locate(steps: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,23 +104,35 @@ def _add_spans(result: RankSteps, chunk: np.ndarray, kinds: dict[str, int]) -> N
         result.between[name] = (times + int(mask.sum()), total + float(seconds[mask].sum()))
 
 
-def _add_exchanges(result: RankSteps, exchange: np.ndarray, backward: np.ndarray) -> None:
-    """Add the union of the exchange spans, and its part under the last backward."""
+def _add_exchanges(result: RankSteps, exchange: np.ndarray, waits: np.ndarray) -> None:
+    """Add the union of the exchange spans, and its part during which the rank did not wait."""
     exchange = exchange[np.argsort(exchange["start_ns"], kind="stable")]
     at, known = _locate(result.step, exchange["step"])
     exchange, count = exchange[known], len(result.step)
-    start, end = exchange["start_ns"], exchange["end_ns"]
-    first, last = backward[:, at]
-    result.exchange_s += np.bincount(at, _union(start, end), count)
-    result.hidden_s += np.bincount(at, _union(np.clip(start, first, last), np.clip(end, first, last)), count)
+    start, end = _new(exchange["start_ns"], exchange["end_ns"])
+    seconds = (end - start) / 1e9
+    result.exchange_s += np.bincount(at, seconds, count)
+    result.hidden_s += np.bincount(at, seconds - (_waited(waits, end) - _waited(waits, start)), count)
     result.payload_bytes += np.bincount(at, exchange["amount"], count)
     result.exchanges += np.bincount(at, minlength=count)
 
 
-def _union(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Seconds that each span adds to the union of those before it; spans are in order of start (ns)."""
+def _new(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What each span adds to the union of those before it, as a span; spans are in order of start (ns)."""
     covered = np.maximum.accumulate(np.concatenate([[0], end]))[:-1]
-    return np.maximum(end - np.maximum(start, covered), 0) / 1e9
+    start = np.maximum(start, covered)
+    return start, np.maximum(end, start)
+
+
+def _waited(waits: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """Seconds that the rank had waited, in all, at each moment (ns)."""
+    if not waits.size:
+        return np.zeros(len(moment))
+    start, end = waits
+    total = np.concatenate([[0], np.cumsum(end - start)])
+    at = np.searchsorted(start, moment, side="right")  # spans that have begun
+    inside = np.where(at > 0, np.maximum(end[at - 1] - moment, 0), 0)
+    return (total[at] - inside) / 1e9
 
 
 def _check_sum(result: RankSteps, trace: TraceFile) -> None:

@@ -116,6 +116,8 @@ class Optimizer:
     """Decay of matrices (decoupled in adamw); biases, norms and other vectors have none."""
     clip_norm: NonNegativeFloat = 1.0
     """Largest global gradient norm. 0: no clipping."""
+    clip_by: Literal["this", "last"] = "this"
+    """Which step's norm decides on clipping; the last step's is known before this step's gradients are."""
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
     """What follows the warm-up; wsd stays at the peak, then falls linearly."""
     warmup: Fraction = 0.05
@@ -136,6 +138,8 @@ class Reduce:
     """Size of a flat gradient bucket in MiB; a bucket is one operation on the network."""
     cycle_ms: NonNegativeFloat = 0
     """Horovod looks for new operations this often, in ms. 0: 1 with GPUs, else 10; 25 or 50 if most steps need none."""
+    overlap: Literal["none", "backward", "forward"] = "backward"
+    """What hides the exchange: nothing; backward; also the next forward, each layer of which waits for its update."""
     share_memory: bool = True
     """If all ranks are on one host, they sum CPU gradients in memory they share; false: through MPI or Gloo."""
 
@@ -305,6 +309,7 @@ def check(config: Config) -> None:
             bool(config.reduce.warmup_steps) and config.sync.every > 1,
             f"reduce.warmup_steps is {config.reduce.warmup_steps}; with sync.every > 1 that is what sync.after is for",
         ),
+        *_late(config),
         (config.trace.horovod_timeline and not config.trace.enabled, "trace.horovod_timeline needs trace.enabled"),
         (
             train.compile and train.activation_checkpointing,
@@ -314,6 +319,23 @@ def check(config: Config) -> None:
     for wrong, sentence in rules:
         if wrong:
             raise UserError(sentence)
+
+
+def _late(config: Config) -> list[tuple[bool, str]]:
+    """What does not go together when layers are updated during the next forward pass."""
+    late = config.reduce.overlap == "forward"
+    return [
+        (
+            late and config.optimizer.clip_norm > 0 and config.optimizer.clip_by == "this",
+            "reduce.overlap is 'forward', which updates the first layers before the norm of all gradients is known: "
+            "set optimizer.clip_norm to 0, or optimizer.clip_by to 'last'",
+        ),
+        (
+            late and config.sync.every > 1,
+            "reduce.overlap is 'forward', which is for gradients; with sync.every > 1, sync.delay hides the exchange",
+        ),
+        (late and config.train.compile, "reduce.overlap is 'forward', whose waiting layers train.compile cannot take"),
+    ]
 
 
 def _apart(sync: Sync, train: Train) -> list[tuple[bool, str]]:

@@ -37,7 +37,7 @@ KINDS = {
     "backward": (4, "micro-batch", None),
     "bucket_queue": (5, "bucket", None),  # from the last gradient's arrival to the first request
     "bucket_exchange": (6, "bucket", "payload bytes"),  # from the first request to the last answer seen
-    "exposed": (7, None, None),  # backward is over, gradients are still on their way
+    "exposed": (7, None, None),  # waiting for gradients that are still on their way
     "optimizer": (8, None, None),  # scaling, clipping, the update
     "checkpoint": (9, None, "bytes"),
     "evaluate": (10, None, "target tokens of this rank"),
@@ -60,6 +60,7 @@ class Trace:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.step = 0
         self._buffer = bytearray()
+        self._open: list[list] = []  # kind, index and start of spans under way, the innermost last
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - open for the run
         header = {
             "schema": SCHEMA,
@@ -84,13 +85,31 @@ class Trace:
         self._buffer += RECORD.pack(start_ns, end_ns, amount, self.step, index, _NUMBERS[kind])
 
     @contextmanager
-    def span(self, kind: str, index: int = 0, amount: int = 0):
-        """Record the body as one span, also when it raises."""
-        start = now()
+    def span(self, kind: str, index: int = 0):
+        """Record the body as a span, also when it raises.
+
+        A span inside another interrupts it: the outer one is recorded in pieces, and no two overlap.
+        """
+        self._cut()
+        self._open.append([kind, index, now()])
         try:
             yield
         finally:
-            self.add(kind, start, now(), index, amount)
+            self._cut()
+            self._open.pop()
+            if self._open:
+                self._open[-1][2] = now()
+
+    @property
+    def inside(self) -> bool:
+        """Whether a span is open."""
+        return bool(self._open)
+
+    def _cut(self) -> None:
+        """Record what there is of the innermost span that is open."""
+        if self._open:
+            kind, index, start = self._open[-1]
+            self.add(kind, start, now(), index)
 
     def flush(self) -> None:
         """Hand the buffered records to the operating system, which keeps them if this process dies."""
@@ -108,6 +127,7 @@ class NoTrace(Trace):
 
     def __init__(self):
         self.step = 0
+        self._open = []
 
     def add(self, kind, start_ns, end_ns, index=0, amount=0):
         pass

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hvd_llm import device, mesh, models, optimizer, provenance, runfolder
+from hvd_llm import device, mesh, models, provenance, runfolder
 from hvd_llm.comm import Comm, Handle
 from hvd_llm.comm.clock import clock_offset
 from hvd_llm.comm.solo import Done
@@ -24,12 +24,14 @@ from hvd_llm.drift import fingerprint
 from hvd_llm.errors import UserError
 from hvd_llm.evaluate import Score, evaluate
 from hvd_llm.metrics import Metrics, Silence
+from hvd_llm.reduce import policy
 from hvd_llm.reduce.buckets import readiness_order
 from hvd_llm.reduce.outer import Outer
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
 from hvd_llm.state import State
 from hvd_llm.trace import NoTrace, Trace, now
+from hvd_llm.update import LateUpdate, Update
 
 MIB = 2**20
 
@@ -167,18 +169,24 @@ class Trainer:
             order = readiness_order(state.parameters, self._rehearse)
             state.progress.bucket_order = comm.broadcast_object("bucket order", order)
         groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
-        route = Route(comm, groups, config.reduce.bucket_mb * MIB, trace, config.run.seed)
-        meets, order = config.sync.every > 1, state.progress.bucket_order
+        route = Route(comm, groups, trace, config.run.seed)
+        meets, order, size = config.sync.every > 1, state.progress.bucket_order, config.reduce.bucket_mb * MIB
+        plan = policy.plan(state.parameters, order, size, compressor)
         self.outer: Outer | None = None
         if meets:
             self.outer = Outer(
-                config.sync, state.parameters, order, compressor, route, state.memory, state.shared, state.progress.step
+                config.sync, state.parameters, plan, route, state.memory, state.shared, state.progress.step
             )
             state.part()
-            self.reducer = Reducer(state.parameters, order, none, route, meanwhile=self.outer.advance)
+            plain = policy.plan(state.parameters, order, size, none)
+            self.reducer = Reducer(state.parameters, plain, route, meanwhile=self.outer.advance)
         else:
-            warmup = config.reduce.warmup_steps
-            self.reducer = Reducer(state.parameters, order, compressor, route, state.memory, warmup)
+            warmup, overlap = config.reduce.warmup_steps, config.reduce.overlap
+            self.reducer = Reducer(
+                state.parameters, plan, route, state.memory, warmup, overlap, lambda: self.update.settle()
+            )
+        update = LateUpdate if config.reduce.overlap == "forward" else Update
+        self.update = update(config.optimizer, state, self.reducer, steps, trace)
 
     def step(self) -> tuple[dict, int]:
         """One optimizer step; returns a row of metrics and the number of input tokens, both over all ranks.
@@ -210,8 +218,7 @@ class Trainer:
         self.reducer.finish()
         loss_sum, all_targets, all_tokens = totals.wait().tolist()
 
-        with trace.span("optimizer"):
-            row = self._update(self.nominal / max(1.0, counts[0] if alone else all_targets))
+        row = self.update.take(self.nominal / max(1.0, counts[0] if alone else all_targets))
         if alone:
             self.outer.after(progress.step)
         progress.step += 1
@@ -246,31 +253,10 @@ class Trainer:
         self._since.zero_()
         return self.comm.sum_async("step.totals", self._totals)
 
-    def _update(self, factor: float) -> dict:
-        """Multiply the summed gradients by `factor`, clip them, take the optimizer's step.
-
-        A gradient that is not finite is so on every rank, because it was summed; all skip this step.
-        """
-        state, config = self.state, self.config.optimizer
-        lr = optimizer.learning_rate(config, state.progress.step, self.steps)
-        norm = float(self.reducer.norm()) * factor
-        if math.isfinite(norm):
-            if config.clip_norm and norm > config.clip_norm:
-                factor *= config.clip_norm / norm
-            self.reducer.scale(factor)
-            for group in state.optimizer.param_groups:
-                group["lr"] = lr
-            state.optimizer.step()
-            self.reducer.memory.keep()
-        else:
-            state.progress.skipped += 1
-            self.reducer.memory.drop()
-        state.loss_scale.update(math.isfinite(norm))
-        return {"learning_rate": lr, "gradient_norm": norm, "skipped": state.progress.skipped}
-
     def evaluate(self) -> Score:
         """Score the validation split."""
         began, config = now(), self.config
+        self.update.settle()
         task, micro_batch, limit = config.data.task, config.train.micro_batch, config.evaluate.batches
         with self._autocast(), self._agreed():
             score, count = evaluate(self.state.model, self.validation, task, self.comm, micro_batch, limit)
@@ -291,7 +277,8 @@ class Trainer:
             self.outer.meet(self.state.progress.step - 1)
 
     def remember(self) -> None:
-        """Bring `state` up to date with what the reducer keeps."""
+        """Bring `state` up to date with what is kept or still under way elsewhere."""
+        self.update.settle()
         if not self.outer:
             self.state.remember(self.reducer.memory.by_parameter())
             return
@@ -313,6 +300,7 @@ class Trainer:
         Raises:
             UserError: the replicas are no longer the same model.
         """
+        self.update.settle()
         self._hashes.zero_()
         with self._agreed():
             self._hashes[self.comm.rank] = fingerprint(self.state.parameters)

@@ -148,6 +148,12 @@ class Compressor:
     def summary(self) -> str:
         return (self.function.__doc__ or "").strip().partition("\n")[0]
 
+    @property
+    def text(self) -> str:
+        """As `reduce.compressor` names it, with all its options."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.defaults.items())
+        return f"{self.name}({options})" if options else self.name
+
     def with_options(self, **options: Any) -> "Compressor":
         return dataclasses.replace(self, options=dict(self.options) | options)
 

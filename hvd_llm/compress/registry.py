@@ -23,7 +23,7 @@ def find(text: str) -> Compressor:
     Raises:
         UserError: no such name or option, or its package cannot be imported.
     """
-    name, options = _parse(text)
+    name, options = parse(text)
     for point in entry_points(group=GROUP):
         if point.name == name:
             found = _with_options(_load(point), text, options)
@@ -32,8 +32,12 @@ def find(text: str) -> Compressor:
     raise UserError(f"reduce.compressor is {text!r}: {name!r} is not installed{nearest(name, names())}")
 
 
-def _parse(text: str) -> tuple[str, dict[str, Any]]:
-    """Read "name" or "name(option=value, …)"; values are plain Python literals."""
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Read "name" or "name(option=value, …)"; values are plain Python literals.
+
+    Raises:
+        UserError: it is neither.
+    """
     wrong = f"reduce.compressor is {text!r}; write a name, or options with it as in 'topk(keep=32)'"
     try:
         name, bracket, options = text.strip().partition("(")

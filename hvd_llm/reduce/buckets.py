@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_llm.compress.base import Compressor
+from hvd_llm.reduce.policy import Planned
 
 Zeros = Callable[[int, torch.dtype, torch.device], Tensor]
 
@@ -50,48 +51,15 @@ class Bucket:
         return {name: view for segment in self.segments for name, view in segment.views.items()}
 
 
-def plan(sizes: Mapping[str, int], order: Sequence[str], bucket_bytes: float) -> list[list[str]]:
-    """Cut `order` into buckets of at most `bucket_bytes` (a larger parameter gets its own).
-
-    Args:
-        sizes: parameter name → bytes.
-        order: parameter names as their gradients become ready.
-    """
-    cuts: list[list[str]] = []
-    filled = bucket_bytes
-    for name in order:
-        if filled + sizes[name] > bucket_bytes:
-            cuts.append([])
-            filled = 0
-        cuts[-1].append(name)
-        filled += sizes[name]
-    return cuts
-
-
-def allocate(
-    parameters: Mapping[str, nn.Parameter],
-    order: Sequence[str],
-    bucket_bytes: float,
-    zeros: Zeros,
-    compressors: Mapping[str, Compressor],
-) -> list[Bucket]:
-    """Make the buckets for `parameters`; a bucket holds one dtype and device, and goes through one compressor.
+def allocate(parameters: Mapping[str, nn.Parameter], plan: Sequence[Planned], zeros: Zeros) -> list[Bucket]:
+    """Make the planned buckets for `parameters`.
 
     Args:
         zeros: makes a flat tensor, from its length, dtype and device.
-        compressors: parameter name → its compressor.
     """
-    kinds: dict[tuple, list[str]] = {}
-    for name in order:
-        key = parameters[name].dtype, parameters[name].device, id(compressors[name])
-        kinds.setdefault(key, []).append(name)
-    sizes = {name: parameter.nbytes for name, parameter in parameters.items()}
-    cuts = [cut for names in kinds.values() for cut in plan(sizes, names, bucket_bytes)]
-    place = {name: index for index, name in enumerate(order)}
-    cuts.sort(key=lambda cut: max(place[name] for name in cut))
     return [
-        _bucket(index, {name: parameters[name] for name in cut}, zeros, compressors[cut[0]])
-        for index, cut in enumerate(cuts)
+        _bucket(index, {name: parameters[name] for name in planned.names}, zeros, planned.compressor)
+        for index, planned in enumerate(plan)
     ]
 
 

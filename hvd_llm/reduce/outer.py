@@ -17,11 +17,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hvd_llm.compress.base import Compressor
 from hvd_llm.config import Sync
 from hvd_llm.errors import UserError
 from hvd_llm.reduce.buckets import Bucket
 from hvd_llm.reduce.memory import Named
+from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.sender import Route, Sender
 from hvd_llm.trace import now
 
@@ -38,8 +38,7 @@ class Outer:
         self,
         sync: Sync,
         parameters: Mapping[str, nn.Parameter],
-        order: Sequence[str],
-        compressor: Compressor,
+        plan: Sequence[Planned],
         route: Route,
         memory: Named | None = None,
         shared: Named | None = None,
@@ -55,7 +54,7 @@ class Outer:
         self.anchor = {name: _start(shared, name, "anchor", p) for name, p in parameters.items()}
         self.momentum = {name: _start(shared, name, "momentum", torch.zeros_like(p)) for name, p in parameters.items()}
         self._sync, self._trace, self._size = sync, route.trace, route.comm.size
-        self._sender = Sender("outer", parameters, order, compressor, route, memory or {})
+        self._sender = Sender("outer", parameters, plan, route, memory or {})
         self._fragments = _fragments(self._sender.buckets, sync.fragments)
         self._landing: dict[int, int] = {}  # fragment under way → step after which it lands
         self._settled: set[int] = set()  # those of them whose sums are there already

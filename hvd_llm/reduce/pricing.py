@@ -7,6 +7,7 @@ are those of the algorithms that MPI and Gloo use for large tensors; time is tha
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
@@ -15,23 +16,51 @@ from hvd_llm.compress.base import AllToAll, At, Compressor, Gather, Request, Sta
 
 
 @dataclass(frozen=True)
+class Operation:
+    """What one request costs a rank.
+
+    Attributes:
+        kind: "bucket" for a sum of the gradient where it lies, which ranks that share memory do there; "sum", "gather",
+            "all_to_all".
+        sent_bytes: payload that the rank sends, what it passes on for others included.
+    """
+
+    kind: str
+    sent_bytes: float
+
+
+@dataclass(frozen=True)
 class Price:
     """What one exchange costs a rank.
 
     Attributes:
-        rounds: operations, one after the other.
-        sent_bytes: payload that the rank sends, what it passes on for others included.
+        operations: one after the other.
         kernel_s: seconds of computing.
     """
 
-    rounds: int
-    sent_bytes: float
+    operations: tuple[Operation, ...]
     kernel_s: float
+
+    @property
+    def sent_bytes(self) -> float:
+        return sum(operation.sent_bytes for operation in self.operations)
 
     @property
     def wire_bytes(self) -> float:
         """Bytes on Ethernet: a frame of 1514 carries 1448 of TCP. Acknowledgements and negotiation are not in it."""
         return self.sent_bytes * 1514 / 1448
+
+
+def together(prices: Sequence[Price]) -> Price:
+    """The price of exchanges that go from round to round together: their sums travel as one (see `exchange`)."""
+    operations: list[Operation] = []
+    for found in zip_longest(*(price.operations for price in prices)):
+        same = [operation for operation in found if operation]
+        if len(same) > 1 and all(operation.kind in ("bucket", "sum") for operation in same):
+            operations.append(Operation("sum", sum(operation.sent_bytes for operation in same)))
+        else:
+            operations += same
+    return Price(tuple(operations), sum(price.kernel_s for price in prices))
 
 
 def price(
@@ -49,17 +78,17 @@ def price(
         groups: sizes of groups other than "world".
     """
     sizes = {"world": size} | dict(groups or {})
-    generator = compressor(gradient.clone(), {} if state is None else state, At("price", 0, size))
-    rounds, payload, kernel_s, answer = 0, 0.0, 0.0, None
+    gradient = gradient.clone()
+    generator = compressor(gradient, {} if state is None else state, At("price", 0, size))
+    operations, kernel_s, answer = [], 0.0, None
     while True:
         began = time.perf_counter()
         try:
             request = generator.send(answer)
         except StopIteration:
-            return Price(rounds, payload, kernel_s + time.perf_counter() - began)
+            return Price(tuple(operations), kernel_s + time.perf_counter() - began)
         kernel_s += time.perf_counter() - began
-        rounds += 1
-        payload += sent_bytes(request, sizes[request.group])
+        operations.append(Operation(_kind(request, gradient), sent_bytes(request, sizes[request.group])))
         answer = _invent(request, sizes[request.group])
 
 
@@ -73,6 +102,12 @@ def sent_bytes(request: Request, size: int) -> float:
             return everyone * (size - 1) / size
         case AllToAll(tensors, _, _):
             return sum(tensor.nbytes for tensor in tensors[1:])
+
+
+def _kind(request: Request, gradient: Tensor) -> str:
+    if isinstance(request, Sum):
+        return "bucket" if request.tensor.data_ptr() == gradient.data_ptr() else "sum"
+    return "gather" if isinstance(request, Gather) else "all_to_all"
 
 
 def _invent(request: Request, size: int) -> Any:

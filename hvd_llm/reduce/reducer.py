@@ -1,14 +1,16 @@
-"""When gradients are sent: each bucket as soon as its last gradient is there, inside backward."""
+"""When gradients are sent: each bucket as soon as its last gradient is there, inside backward; or when that is over."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hvd_llm.compress.base import Compressor
 from hvd_llm.reduce.buckets import Bucket
 from hvd_llm.reduce.memory import Memory, Named
+from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.sender import Route, Sender
+from hvd_llm.reduce.turns import InTurn
 from hvd_llm.trace import now
 
 
@@ -18,27 +20,34 @@ class Reducer:
     One optimizer step is: `start()`; any number of backward passes, `last_pass()` before the last one;
     `finish()`. Then every `p.grad` is a view of its bucket and holds the sum over ranks and passes. Whether the
     compressors' memory of this step counts is said by `memory.keep()` or `memory.drop()`.
+
+    With overlap "forward", `finish` does not wait: ask `finite()`, then `land(buckets)` as they are needed. All must
+    have landed before the next step's first gradient arrives.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
-        order: Sequence[str],
-        compressor: Compressor,
+        plan: Sequence[Planned],
         route: Route,
         kept: Named | None = None,
         warmup: int = 0,
+        overlap: Literal["none", "backward", "forward"] = "backward",
         meanwhile: Callable[[], None] = lambda: None,
     ):
         """
         Args:
-            meanwhile: called whenever a gradient arrives: moves what else is on its way.
-            order: names as their gradients become ready.
+            meanwhile: called before an arriving gradient is taken up, and when backward is over: looks after what else
+                is on its way.
+            plan: the buckets to make.
             kept: what the compressors of an earlier run left behind.
             warmup: first steps, in which nothing is compressed.
+            overlap: what buckets travel under.
         """
         self.parameters = parameters
-        self._sender = Sender("bucket", parameters, order, compressor, route, kept or {})
+        sender = InTurn if overlap == "forward" else Sender
+        self._sender = sender("bucket", parameters, plan, route, kept or {})
+        self._overlap = overlap
         self._warmup, self._trace, self._meanwhile = warmup, route.trace, meanwhile
         self._home = {name: (bucket, view) for bucket in self.buckets for name, view in bucket.views.items()}
         self._missing: list[set[str]] = []  # by bucket: whose gradient is not there yet
@@ -73,7 +82,7 @@ class Reducer:
 
     def last_pass(self) -> None:
         """The next backward pass is the step's last: send what it completes."""
-        self._last = not self._alone
+        self._last = self._overlap != "none" and not self._alone
 
     def _arrived(self, name: str) -> None:
         """A gradient is complete for this pass.
@@ -81,11 +90,11 @@ class Reducer:
         Autograd hands over the first pass's gradient without copying it; one copy puts it in its bucket,
         which costs less than zeroing the bucket and adding. Later passes add to the view in place.
         """
+        self._meanwhile()
         (bucket, view), parameter = self._home[name], self.parameters[name]
         if parameter.grad is not view:
             view.copy_(parameter.grad)
             parameter.grad = view
-        self._meanwhile()
         if not self._last:
             return
         missing = self._missing[bucket.index]
@@ -103,14 +112,30 @@ class Reducer:
             self._sender.send(bucket, self._step, self._step >= self._warmup)
 
     def finish(self) -> None:
-        """Send what backward did not complete, wait for everything."""
+        """Send what backward did not complete; wait for everything, unless the next forward pass is to hide it."""
+        self._meanwhile()
         start = now()
         for bucket in self.buckets:
             if bucket.index not in self._sent:
                 self._fill(bucket)
                 self._send(bucket)
-        self._sender.finish(self.buckets)
+        if self._overlap == "forward":
+            self._sender.over()
+        else:
+            self._sender.finish(self.buckets)
         self._trace.add("exposed", start, now())
+
+    def finite(self) -> bool:
+        """Overlap "forward": wait until it is known whether all ranks' gradients are finite."""
+        return self._sender.finite()
+
+    def land(self, buckets: Iterable[Bucket]) -> None:
+        """Overlap "forward": wait for some buckets; then they hold the sums."""
+        self._sender.finish(buckets)
+
+    def advance(self) -> None:
+        """Move what need not wait."""
+        self._sender.advance()
 
     def _fill(self, bucket: Bucket) -> None:
         """Parameters that got no gradient in this step (on this rank) contribute zeros."""
@@ -118,16 +143,3 @@ class Reducer:
             if self.parameters[name].grad is None:
                 view.zero_()
                 self.parameters[name].grad = view
-
-    @torch.no_grad()
-    def norm(self) -> Tensor:
-        """Global L2 norm of all gradients, a scalar; the same bits on all ranks."""
-        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(bucket.flat) for bucket in self.buckets]))
-
-    @torch.no_grad()
-    def scale(self, factor: float) -> None:
-        """Multiply all gradients in place."""
-        if factor == 1:
-            return
-        for bucket in self.buckets:
-            bucket.flat.mul_(factor)

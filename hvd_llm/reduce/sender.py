@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from hvd_llm.comm import Comm, Group
-from hvd_llm.compress.base import At, Compressor
+from hvd_llm.compress.base import At
 from hvd_llm.compress.none import none
-from hvd_llm.reduce import policy
 from hvd_llm.reduce.buckets import Bucket, allocate
 from hvd_llm.reduce.exchange import Exchange
 from hvd_llm.reduce.memory import Memory, Named
+from hvd_llm.reduce.policy import Planned
 from hvd_llm.trace import Trace, now
 
-_POLL_S = 50e-6
+POLL_S = 50e-6  # between two looks at what is on its way
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,11 @@ class Route:
 
     Attributes:
         groups: what the names in requests ("world", "node", …) stand for on this rank.
-        bucket_bytes: size of a bucket.
         seed: of compressors that draw random numbers.
     """
 
     comm: Comm
     groups: Mapping[str, Group]
-    bucket_bytes: float
     trace: Trace
     seed: int = 0
 
@@ -54,8 +52,7 @@ class Sender:
         self,
         name: str,
         parameters: Mapping[str, Tensor],
-        order: Sequence[str],
-        compressor: Compressor,
+        plan: Sequence[Planned],
         route: Route,
         kept: Named,
     ):
@@ -63,11 +60,10 @@ class Sender:
 
         Args:
             name: begins the names of its operations.
-            order: names of the parameters, as they become ready.
+            plan: the buckets to make.
             kept: what the compressors of an earlier run left behind.
         """
-        compressors = policy.choose(parameters, compressor)
-        self.buckets = allocate(parameters, order, route.bucket_bytes, route.comm.allocate, compressors)
+        self.buckets = allocate(parameters, plan, route.comm.allocate)
         self.memory = Memory(self.buckets, kept)
         self._name, self._route = name, route
         self._flights: dict[int, _Flight] = {}
@@ -105,7 +101,7 @@ class Sender:
         while any(not segment.compressor.dense for bucket in wanted for segment in bucket.segments):
             self.advance()  # of several rounds: while one bucket waits for its next, the others go on
             wanted = [bucket for bucket in wanted if bucket.index in self._flights]
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
         for bucket in wanted:
             self._land(bucket)
 

@@ -8,7 +8,7 @@ from hvd_llm.comm import WORLD
 from hvd_llm.compress.base import AllToAll, At, Gather, Sum, compressor
 from hvd_llm.compress.none import none
 from hvd_llm.errors import UserError
-from hvd_llm.reduce import lockstep
+from hvd_llm.reduce import lockstep, policy
 from hvd_llm.reduce.exchange import Exchange
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
@@ -87,7 +87,8 @@ def test_a_compressor_gets_the_groups_that_it_names(comm):
     comm.register(ranks.named(over_node_then_across.groups))
     parameters = {"weight": torch.nn.Parameter(torch.zeros(3))}
     groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
-    reducer = Reducer(parameters, ["weight"], over_node_then_across, Route(comm, groups, 1000, NoTrace()))
+    plan = policy.plan(parameters, ["weight"], 1000, over_node_then_across)
+    reducer = Reducer(parameters, plan, Route(comm, groups, NoTrace()))
     reducer.start()
     reducer.last_pass()
     (parameters["weight"] * (comm.rank + 1.0)).sum().backward()

@@ -14,8 +14,8 @@ from hvd_llm.comm.solo import Solo
 from hvd_llm.compress.base import AllToAll, Gather, Sum, compressor
 from hvd_llm.compress.none import none
 from hvd_llm.errors import UserError
-from hvd_llm.reduce import lockstep
-from hvd_llm.reduce.buckets import allocate, plan, readiness_order
+from hvd_llm.reduce import lockstep, policy
+from hvd_llm.reduce.buckets import allocate, readiness_order
 from hvd_llm.reduce.memory import take_over
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
@@ -24,12 +24,12 @@ from hvd_llm.trace import NoTrace
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 60))
 def test_a_plan_keeps_order_and_size(sizes, limit):
-    named = {str(i): size for i, size in enumerate(sizes)}
-    cuts = plan(named, list(named), limit)
+    named = {str(i): torch.empty(size, dtype=torch.uint8) for i, size in enumerate(sizes)}
+    cuts = policy.cut(named, list(named), limit, lambda name: "")
     assert [name for cut in cuts for name in cut] == list(named)
-    assert all(cut and (len(cut) == 1 or sum(named[name] for name in cut) <= limit) for cut in cuts)
+    assert all(cut and (len(cut) == 1 or sum(named[name].nbytes for name in cut) <= limit) for cut in cuts)
     for cut, following in pairwise(cuts):  # no bucket is cut without need
-        assert sum(named[name] for name in cut) + named[following[0]] > limit
+        assert sum(named[name].nbytes for name in cut) + named[following[0]].nbytes > limit
 
 
 def test_buckets_are_flat_and_of_one_dtype():
@@ -38,7 +38,8 @@ def test_buckets_are_flat_and_of_one_dtype():
         "b": nn.Parameter(torch.zeros(4, dtype=torch.bfloat16)),
         "c": nn.Parameter(torch.zeros(5)),
     }
-    buckets = allocate(parameters, ["c", "b", "a"], 1000, Solo().allocate, dict.fromkeys(parameters, none))
+    plan = policy.plan(parameters, ["c", "b", "a"], 1000, none)
+    buckets = allocate(parameters, plan, Solo().allocate)
     assert [list(bucket.views) for bucket in buckets] == [["b"], ["c", "a"]]
     for bucket in buckets:
         bucket.flat.fill_(1)
@@ -59,7 +60,8 @@ def test_gradients_of_several_passes_add_up_in_their_buckets():
     model, reference = nn.Linear(3, 2), nn.Linear(3, 2)
     reference.load_state_dict(model.state_dict())
     parameters = dict(model.named_parameters()) | {"unused": nn.Parameter(torch.ones(3))}
-    reducer = Reducer(parameters, list(parameters), none, Route(Solo(), {"world": WORLD}, 16, NoTrace()))
+    plan = policy.plan(parameters, list(parameters), 16, none)
+    reducer = Reducer(parameters, plan, Route(Solo(), {"world": WORLD}, NoTrace()))
     for _ in range(3):  # three steps of two passes each
         inputs = torch.randn(2, 4, 3)
         reducer.start()
@@ -74,8 +76,6 @@ def test_gradients_of_several_passes_add_up_in_their_buckets():
             torch.testing.assert_close(mine.grad, other.grad)
         homes = [bucket.flat.untyped_storage().data_ptr() for bucket in reducer.buckets]
         assert all(p.grad.untyped_storage().data_ptr() in homes for p in parameters.values())
-        squares = sum(float(p.grad.square().sum()) for p in parameters.values())
-        assert float(reducer.norm()) == pytest.approx(squares**0.5)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7, 64])

@@ -21,8 +21,7 @@ def test_what_is_written_is_read_from_the_header_alone(tmp_path):
     trace = Trace(tmp_path / "trace" / "rank-00003.trace", 3, 8)
     trace.step = 7
     trace.add("forward", 100, 250, index=2)
-    with trace.span("checkpoint", amount=12):
-        pass
+    trace.add("checkpoint", 300, 400, amount=12)
     trace.close()
     header, records = read(tmp_path / "trace" / "rank-00003.trace")
     assert (header["rank"], header["size"]) == (3, 8)
@@ -30,6 +29,22 @@ def test_what_is_written_is_read_from_the_header_alone(tmp_path):
     assert names == ["forward", "checkpoint"]
     assert records[0][["start_ns", "end_ns", "step", "index"]].tolist() == (100, 250, 7, 2)
     assert records["amount"].tolist() == [0, 12]
+
+
+def test_a_span_inside_another_interrupts_it(tmp_path):
+    trace = Trace(tmp_path / "a.trace", 0, 1)
+    assert not trace.inside
+    with trace.span("forward", 3):
+        with trace.span("exposed"):
+            assert trace.inside
+        with trace.span("optimizer"):
+            pass
+    trace.close()
+    header, records = read(tmp_path / "a.trace")
+    names = [header["kinds"][str(kind)]["name"] for kind in records["kind"]]
+    assert names == ["forward", "exposed", "forward", "optimizer", "forward"]
+    assert all(records["index"][::2] == 3)
+    assert (records["end_ns"][:-1] <= records["start_ns"][1:]).all()
 
 
 def test_a_span_is_recorded_when_its_body_raises(tmp_path):

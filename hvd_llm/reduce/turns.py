@@ -1,0 +1,67 @@
+"""Buckets on their way in an order that all ranks keep to, so that the next forward pass can hide what is left of it.
+
+In backward, buckets become ready from the last layers to the first, and a slow network is busy from the first one on.
+Those that it has not taken when backward ends are sent the other way round, because forward needs the first layers
+first. Only few are under way at a time: what was handed to Horovod cannot be overtaken any more.
+
+With few under way, ranks that chose for themselves could wait for each other for ever. So all take the order that
+follows from what rank 0 saw in the step before: how many it had sent when backward was over.
+"""
+
+import time
+
+import torch
+
+from hvd_llm.comm import Handle
+from hvd_llm.reduce.sender import POLL_S, Sender
+
+_UNDER_WAY = 2  # one on the network, one that the other ranks know of already
+
+
+class InTurn(Sender):
+    """A `Sender` whose buckets wait for their turn."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        comm = self._route.comm
+        # How many ranks have a bad gradient; how many buckets rank 0 had sent when its backward was over.
+        self._agreement = comm.allocate(2, torch.int64, torch.device("cpu"))
+        self._agreed: Handle | None = None
+        self._early = len(self.buckets)  # those that are sent in the order of backward
+        self._turns: list[int] = []
+        self._waiting: dict[int, tuple[int, bool]] = {}  # bucket → what else `send` was given
+        self._bad = False
+
+    @torch.no_grad()
+    def send(self, bucket, step, compress=True):
+        if not self._turns:  # a step's first
+            assert not self._flights, "buckets of the last step are still under way"
+            self._turns = [*range(self._early), *reversed(range(self._early, len(self.buckets)))]
+            self._bad = False
+        self._bad |= not bucket.flat.sum().isfinite()
+        self._waiting[bucket.index] = step, compress
+        self.advance()
+
+    def advance(self):
+        super().advance()
+        while self._turns and self._turns[0] in self._waiting and len(self._flights) < _UNDER_WAY:
+            turn = self._turns.pop(0)
+            super().send(self.buckets[turn], *self._waiting.pop(turn))
+
+    def over(self) -> None:
+        """Backward is over, and every bucket was given to `send`: tell the others how it was."""
+        assert len(self._waiting) == len(self._turns)
+        first = self._route.comm.rank == 0
+        self._agreement[0], self._agreement[1] = self._bad, (len(self.buckets) - len(self._turns)) * first
+        self._agreed = self._route.comm.sum_async(f"{self._name}.over", self._agreement)
+
+    def finite(self) -> bool:
+        """Wait for the others' `over`: whether every rank's gradients were finite."""
+        bad, self._early = self._agreed.wait().tolist()
+        return not bad
+
+    def finish(self, buckets):
+        wanted = {bucket.index for bucket in buckets}
+        while not wanted.isdisjoint(self._turns) or not wanted.isdisjoint(self._flights):
+            self.advance()
+            time.sleep(POLL_S)

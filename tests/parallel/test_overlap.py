@@ -1,0 +1,94 @@
+"""What hides the exchange changes when weights are updated, and not one bit of them."""
+
+import pytest
+import torch
+from small_training import settings, trainer
+
+from hvd_llm import checkpoint
+
+OVERLAPS = ("none", "backward", "forward")
+BAD_STEP = 3
+CASES = {
+    "causal": ("causal", {}),
+    "masked": ("masked", {}),
+    "classify": ("classify", {}),
+    "llama": ("causal", {"model": {"family": "llama"}}),
+    "adamw": ("causal", {"optimizer": {"name": "adamw", "lr": 1e-3}}),
+    "clipped": ("causal", {"optimizer": {"clip_norm": 0.1, "clip_by": "last"}}),
+    "int4": ("causal", {"reduce": {"compressor": "int4"}}),
+    "powersgd": ("causal", {"reduce": {"compressor": "powersgd"}}),
+    "checkpointing": ("causal", {"train": {"activation_checkpointing": True}}),
+}
+
+
+def _trainers(comm, folders, case, overlaps=OVERLAPS):
+    task, changes = CASES[case]
+    others = {name: values for name, values in changes.items() if name not in ("optimizer", "reduce")}
+    optimizer, reduce = {"clip_norm": 0} | changes.get("optimizer", {}), changes.get("reduce", {})
+    return [
+        trainer(comm, settings(folders, task, optimizer=optimizer, reduce=reduce | {"overlap": overlap}, **others))
+        for overlap in overlaps
+    ]
+
+
+def _equal(first, second):
+    for name, parameter in first.state.parameters.items():
+        assert torch.equal(parameter, second.state.parameters[name]), name
+    assert first.state.progress.norm == second.state.progress.norm
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_bit_depends_on_it(comm, folders, case):
+    first, *others = _trainers(comm, folders, case)
+    losses = [first.step()[0]["loss"] for _ in range(8)]
+    for other in others:
+        assert [other.step()[0]["loss"] for _ in range(8)] == losses
+        other.check_drift()
+        _equal(first, other)
+    assert len(first.reducer.buckets) > 3
+
+
+@pytest.mark.parametrize("case", ["causal", "int4"])
+def test_a_bad_gradient_skips_the_whole_step(comm, folders, case):
+    """It is in the bucket that comes last in backward, after others have been summed; the loss stays finite."""
+    both = _trainers(comm, folders, case, ("backward", "forward"))
+    for each in both:  # one after the other: names of buckets under way are unique
+        for step in range(BAD_STEP + 4):
+            hook = _spoil(each) if step == BAD_STEP and comm.rank == comm.size - 1 else None
+            each.step()
+            if hook:
+                hook.remove()
+        each.update.settle()
+        assert each.state.progress.skipped == 1
+    _equal(*both)
+
+
+def _spoil(trainer):
+    last = trainer.state.parameters[trainer.state.progress.bucket_order[-1]]
+    return last.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), torch.inf))
+
+
+def test_a_checkpoint_waits_for_all_updates(comm, folders, tmp_path_factory):
+    (straight,) = _trainers(comm, folders, "adamw", ("forward",))
+    for _ in range(3):
+        straight.step()
+    straight.remember()
+    run = tmp_path_factory.mktemp("run")
+    run = type(run)(comm.broadcast_object("folder", str(run)))
+    checkpoint.save(run, straight.state.snapshot(), lambda folder: None, comm)
+    resumed = trainer(comm, straight.config, restore=checkpoint.folder(run, 3))
+    for _ in range(3):
+        straight.step()
+    straight.update.settle()
+    for _ in range(3):
+        resumed.step()
+    resumed.update.settle()
+    _equal(straight, resumed)
+
+
+def test_evaluation_sees_the_last_step(comm, folders):
+    scores = []
+    for each in _trainers(comm, folders, "causal", ("backward", "forward")):
+        each.step()
+        scores.append(each.evaluate())
+    assert scores[0] == scores[1]
