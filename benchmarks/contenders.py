@@ -208,8 +208,8 @@ def _trainer(config: Config, comm: Comm, trace: Trace) -> Step:
     state = State(config, _model(config, dataset))
     ranks = mesh.build(comm.rank, ["here"] * comm.size)
     training = batches(config, dataset, "train")
-    compressor = registry.find(config.reduce.compressor)
-    trainer = Trainer(config, comm, state, ranks, training, training, compressor, config.train.steps, trace)
+    among = registry.candidates(config.reduce.compressor)
+    trainer = Trainer(config, comm, state, ranks, training, training, among, config.train.steps, trace)
 
     def step():
         trainer.step()

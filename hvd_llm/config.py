@@ -131,7 +131,8 @@ class Optimizer:
 @_section
 class Reduce:
     compressor: str = "none"
-    """How gradients are sent, with options as in "topk(keep=32)"; `hvd-llm compressors` lists them."""
+    """How gradients are sent, with options as in "topk(keep=32)"; `hvd-llm compressors` lists them. auto: a probe of
+    the network, the kernels and the model chooses for each bucket; auto(among='none int8') among those."""
     warmup_steps: Count = 0
     """First steps, in which gradients are sent as they are: compress when the learning rate has settled."""
     bucket_mb: PositiveFloat = 4.0

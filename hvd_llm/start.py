@@ -32,7 +32,7 @@ def start(read: Callable[[], Config]) -> tuple[Config, Comm]:
     from hvd_llm.compress import registry
 
     try:
-        groups = bool(registry.find(config.reduce.compressor).groups)
+        groups = any(compressor.groups for compressor in registry.candidates(config.reduce.compressor))
     except UserError as error:
         groups, trouble = False, error
     comm = connect(config, groups)

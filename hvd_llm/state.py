@@ -28,6 +28,7 @@ class Progress:
     best_goodness: float | None = None
     evaluations_since_best: int = 0
     bucket_order: list[str] = field(default_factory=list)
+    choice: dict = field(default_factory=dict)  # of reduce.compressor = auto
     norm: float | None = None  # of the gradient that was last applied, before clipping
     loss_scale: float = 1.0
     loss_scale_good_steps: int = 0

@@ -41,6 +41,8 @@ KINDS = {
     "optimizer": (8, None, None),  # scaling, clipping, the update
     "checkpoint": (9, None, "bytes"),
     "evaluate": (10, None, "target tokens of this rank"),
+    "expected_exchange": (12, "bucket", "ns that reduce.compressor = auto expects of its exchange"),
+    "expected_step": (13, None, "ns that it expects of a step without its optimizer part"),
     "clock": (11, None, "ns to add to this rank's clock to get rank 0's; true within half the span"),
 }
 _NUMBERS = {name: number for name, (number, _, _) in KINDS.items()}

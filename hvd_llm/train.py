@@ -5,6 +5,7 @@ order of the data, its masks and dropout are pure functions of (seed, step).
 """
 
 import math
+from collections.abc import Collection
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from hvd_llm.comm import Comm, Handle
 from hvd_llm.comm.clock import clock_offset
 from hvd_llm.comm.solo import Done
 from hvd_llm.compress import registry
+from hvd_llm.compress.base import Compressor
 from hvd_llm.compress.none import none
 from hvd_llm.config import Config
 from hvd_llm.data import Batches, Dataset, open_dataset, targets, tokens
@@ -24,9 +26,10 @@ from hvd_llm.drift import fingerprint
 from hvd_llm.errors import UserError
 from hvd_llm.evaluate import Score, evaluate
 from hvd_llm.metrics import Metrics, Silence
-from hvd_llm.reduce import policy
-from hvd_llm.reduce.buckets import readiness_order
+from hvd_llm.reduce import auto, policy
+from hvd_llm.reduce.buckets import readiness
 from hvd_llm.reduce.outer import Outer
+from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
 from hvd_llm.state import State
@@ -56,16 +59,17 @@ def train(config: Config, name: str, comm: Comm) -> Path:
         if comm.size > config.train.global_batch:
             raise UserError(f"train.global_batch is {config.train.global_batch}, fewer than the {comm.size} ranks")
         model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(where)
-        compressor = registry.find(config.reduce.compressor)
+        among = registry.candidates(config.reduce.compressor)
     comm.require_same("configuration", asdict(replace(config, run=replace(config.run, dir="", threads=0))))
     comm.require_same("prepared data", dataset.fingerprint)
     steps = config.train.steps or math.ceil(config.train.epochs * training.steps_per_epoch)
     ranks = mesh.build(comm.rank, [machine["host"] for machine in machines])
-    comm.register(ranks.named(compressor.groups))
+    comm.register(ranks.named({group for compressor in among for group in compressor.groups}))
 
     run = Path(comm.broadcast_object("run.dir", config.run.dir or runfolder.default(name, comm.size)))
     with runfolder.claimed(run, comm):
-        state = _start_or_resume(run, config, dataset, model, comm, compressor.same)
+        same = {slot for compressor in among for slot in compressor.same}
+        state = _start_or_resume(run, config, dataset, model, comm, same)
         launch, witness = 0, Silence()
         if comm.rank == 0:
             about = provenance.launch(state.progress.step, machines, comm, threads)
@@ -73,13 +77,15 @@ def train(config: Config, name: str, comm: Comm) -> Path:
             witness = _witness(run, config, comm, state, steps)
         launch = comm.broadcast_object("launch", launch)
         with closing(witness), closing(_open_trace(config, run / "trace" / f"launch-{launch}", comm)) as trace:
-            trainer = Trainer(config, comm, state, ranks, training, validation, compressor, steps, trace)
+            trainer = Trainer(config, comm, state, ranks, training, validation, among, steps, trace)
+            if trainer.why:
+                witness.say(trainer.why)
             _loop(trainer, run, witness)
     return run
 
 
 def _start_or_resume(
-    run: Path, config: Config, dataset: Dataset, model: nn.Module, comm: Comm, same: tuple[str, ...]
+    run: Path, config: Config, dataset: Dataset, model: nn.Module, comm: Comm, same: Collection[str]
 ) -> State:
     """Make the run folder, or continue from its newest checkpoint; the same state on all ranks. Collective."""
     resume = None
@@ -144,7 +150,7 @@ def _loop(trainer: "Trainer", run: Path, witness: Metrics) -> None:
 class Trainer:
     """One rank's part in training: what is done in a step, and between steps."""
 
-    def __init__(self, config, comm, state, ranks, training, validation, compressor, steps, trace):
+    def __init__(self, config, comm, state, ranks, training, validation, among, steps, trace):
         self.config: Config = config
         self.comm: Comm = comm
         self.state: State = state
@@ -166,12 +172,14 @@ class Trainer:
             models.compile_blocks(state.model)
         state.model.train()
         if not state.progress.bucket_order:
-            order = readiness_order(state.parameters, self._rehearse)
+            order = list(readiness(state.parameters, self._rehearse))
             state.progress.bucket_order = comm.broadcast_object("bucket order", order)
         groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
         route = Route(comm, groups, trace, config.run.seed)
         meets, order, size = config.sync.every > 1, state.progress.bucket_order, config.reduce.bucket_mb * MIB
-        plan = policy.plan(state.parameters, order, size, compressor)
+        self.why = ""  # what there is to say about `plan`
+        choose = len(among) > 1 and comm.size > 1
+        plan = self._choose(among, size) if choose else policy.plan(state.parameters, order, size, among[0])
         self.outer: Outer | None = None
         if meets:
             self.outer = Outer(
@@ -187,6 +195,30 @@ class Trainer:
             )
         update = LateUpdate if config.reduce.overlap == "forward" else Update
         self.update = update(config.optimizer, state, self.reducer, steps, trace)
+
+    def _choose(self, among: list[Compressor], bucket_bytes: float) -> list[Planned]:
+        """The plan of `reduce.compressor = auto`: the one this run goes by already, or what a probe finds best."""
+        config, progress = self.config, self.state.progress
+        asked = {"ranks": self.comm.size, "compressor": config.reduce.compressor, "bucket_mb": config.reduce.bucket_mb}
+        if progress.choice.get("asked") != asked:
+            share = -(-config.train.global_batch // self.comm.size)
+            choice = auto.choose(
+                self.state.parameters,
+                progress.bucket_order,
+                bucket_bytes,
+                among,
+                self.comm,
+                lambda: readiness(self.state.parameters, self._rehearse),
+                passes=-(-share // config.train.micro_batch),
+                overlap=config.reduce.overlap != "none" and config.sync.every == 1,
+            )
+            self.why = choice.why
+            progress.choice = {"asked": asked} | choice.as_json()
+        expected, plan = auto.from_json(progress.choice, among)
+        for bucket, seconds in enumerate(expected.exchange_s):
+            self.trace.add("expected_exchange", now(), now(), bucket, round(seconds * 1e9))
+        self.trace.add("expected_step", now(), now(), amount=round(expected.step_s * 1e9))
+        return plan
 
     def step(self) -> tuple[dict, int]:
         """One optimizer step; returns a row of metrics and the number of input tokens, both over all ranks.

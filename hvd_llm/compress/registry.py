@@ -7,9 +7,13 @@ from typing import Any
 import torch
 
 from hvd_llm.compress.base import At, Compressor, compressor
+from hvd_llm.compress.none import none
 from hvd_llm.errors import UserError, first_line, nearest
 
 GROUP = "hvd_llm.compressors"
+
+# What `auto` chooses among, from what loses nothing to what loses most.
+AMONG = "none bf16 int8 int4 powersgd onebit"
 
 
 def names() -> list[str]:
@@ -23,7 +27,7 @@ def find(text: str) -> Compressor:
     Raises:
         UserError: no such name or option, or its package cannot be imported.
     """
-    name, options = parse(text)
+    name, options = _parse(text)
     for point in entry_points(group=GROUP):
         if point.name == name:
             found = _with_options(_load(point), text, options)
@@ -32,12 +36,35 @@ def find(text: str) -> Compressor:
     raise UserError(f"reduce.compressor is {text!r}: {name!r} is not installed{nearest(name, names())}")
 
 
-def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """Read "name" or "name(option=value, …)"; values are plain Python literals.
+def candidates(text: str) -> list[Compressor]:
+    """What `reduce.compressor` allows: one, or for "auto" and "auto(among='…')" several, `none` first.
 
     Raises:
-        UserError: it is neither.
+        UserError: one of them cannot be.
     """
+    name, options = _parse(text)
+    if name != "auto":
+        return [find(text)]
+    if options.keys() - {"among"} or not isinstance(options.get("among", ""), str):
+        raise UserError(f"reduce.compressor is {text!r}; auto has one option, as in \"auto(among='int8 onebit')\"")
+    named = [find(each) for each in _split(options.get("among", AMONG))]
+    return [none, *(compressor for compressor in named if compressor != none)]
+
+
+def _split(text: str) -> list[str]:
+    """Words of a text, spaces inside brackets belong to their word."""
+    words, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character.isspace() and depth == 0:
+            words.append("")
+        else:
+            words[-1] += character
+    return [word for word in words if word]
+
+
+def _parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Read "name" or "name(option=value, …)"; values are plain Python literals."""
     wrong = f"reduce.compressor is {text!r}; write a name, or options with it as in 'topk(keep=32)'"
     try:
         name, bracket, options = text.strip().partition("(")

@@ -1,7 +1,9 @@
 """Flat buckets: one contiguous tensor that holds the gradients of several parameters, sent as one operation."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -85,22 +87,26 @@ def _matrix(parameter: Tensor) -> tuple[int, int]:
     return parameter.shape[0], parameter.numel() // parameter.shape[0]
 
 
-def readiness_order(parameters: Mapping[str, nn.Parameter], backward: Callable[[], None]) -> list[str]:
-    """Names in the order in which a real backward pass completes their gradients; unused ones last.
+def readiness(parameters: Mapping[str, nn.Parameter], passes: Callable[[], None]) -> dict[str, float]:
+    """When a real backward pass completes gradients: name → seconds from the start, in that order; unused ones last.
 
     Args:
-        backward: runs one backward pass; its gradients are dropped.
+        passes: runs a forward and a backward pass; its gradients are dropped.
     """
-    seen: list[str] = []
-    hooks = [
-        parameter.register_post_accumulate_grad_hook(lambda _, name=name: seen.append(name))
-        for name, parameter in parameters.items()
-    ]
+    seen: dict[str, float] = {}
+
+    def arrived(name: str, _: Tensor) -> None:
+        seen[name] = time.perf_counter()
+
+    hooks = [p.register_post_accumulate_grad_hook(partial(arrived, name)) for name, p in parameters.items()]
+    began = time.perf_counter()
     try:
-        backward()
+        passes()
     finally:
         for hook in hooks:
             hook.remove()
         for parameter in parameters.values():
             parameter.grad = None
-    return seen + [name for name in parameters if name not in set(seen)]
+    over = time.perf_counter()
+    seen |= {name: over for name in parameters if name not in seen}
+    return {name: moment - began for name, moment in seen.items()}

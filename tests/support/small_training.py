@@ -31,8 +31,8 @@ def trainer(comm, config, dtype=torch.float32, restore=None):
     model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(dtype)
     ranks = mesh.build(comm.rank, ["host"] * comm.size)
     training, validation = (batches(config, dataset, split) for split in ("train", "validation"))
-    how = registry.find(config.reduce.compressor)
+    among = registry.candidates(config.reduce.compressor)
     state = State(config, model)
     if restore:
-        state.restore(restore, comm.rank, comm.size, how.same)
-    return Trainer(config, comm, state, ranks, training, validation, how, STEPS, NoTrace())
+        state.restore(restore, comm.rank, comm.size, {slot for compressor in among for slot in compressor.same})
+    return Trainer(config, comm, state, ranks, training, validation, among, STEPS, NoTrace())

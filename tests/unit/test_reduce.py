@@ -15,7 +15,7 @@ from hvd_llm.compress.base import AllToAll, Gather, Sum, compressor
 from hvd_llm.compress.none import none
 from hvd_llm.errors import UserError
 from hvd_llm.reduce import lockstep, policy
-from hvd_llm.reduce.buckets import allocate, readiness_order
+from hvd_llm.reduce.buckets import allocate, readiness
 from hvd_llm.reduce.memory import take_over
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
@@ -50,8 +50,9 @@ def test_buckets_are_flat_and_of_one_dtype():
 def test_readiness_is_the_order_of_a_real_backward_pass():
     first, last, unused = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
     parameters = {"unused": unused.weight, "first": first.weight, "last": last.weight}
-    order = readiness_order(parameters, lambda: last(first(torch.ones(1, 2))).sum().backward())
-    assert order == ["last", "first", "unused"]
+    seconds = readiness(parameters, lambda: last(first(torch.ones(1, 2))).sum().backward())
+    assert list(seconds) == ["last", "first", "unused"]
+    assert 0 < seconds["last"] < seconds["first"] < seconds["unused"]
     assert all(parameter.grad is None for parameter in parameters.values())
 
 

@@ -1,0 +1,218 @@
+"""reduce.compressor = auto: the compressor of each bucket is the one with which a step should take least time.
+
+A probe before the first step measures the network, the compressors' kernels on buckets as they are, and when in
+backward each bucket is ready; a model of the step then says how long it takes with any choice. Often the best is not to
+compress (Agarwal et al. 2022, "On the utility of gradient compression": 6 of more than 200 set-ups gained).
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hvd_llm.comm import Comm
+from hvd_llm.compress.base import Compressor, State
+from hvd_llm.compress.none import none
+from hvd_llm.reduce import network, policy
+from hvd_llm.reduce.buckets import allocate
+from hvd_llm.reduce.network import Network
+from hvd_llm.reduce.policy import Planned
+from hvd_llm.reduce.pricing import Price, price, together
+
+_NEAR = 1.02  # a step longer than the shortest by less is as good, if it loses less
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a bucket's exchange takes with one compressor, in seconds: of computing, of waiting, of the network."""
+
+    kernel_s: float
+    latency_s: float
+    sending_s: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Attributes:
+    step_s: a step but for the optimizer.
+    exchange_s: by bucket, from its last gradient to its sum.
+    """
+
+    step_s: float
+    exchange_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Attributes:
+    plan: the buckets.
+    why: one line for the user.
+    """
+
+    plan: list[Planned]
+    prediction: Prediction
+    why: str
+
+    def as_json(self) -> dict:
+        """Without `why`, for a checkpoint: a resumed run must not choose again."""
+        plan = [[list(planned.names), planned.compressor.text] for planned in self.plan]
+        return {"plan": plan, "step_s": self.prediction.step_s, "exchange_s": list(self.prediction.exchange_s)}
+
+
+def choose(
+    parameters: Mapping[str, nn.Parameter],
+    order: Sequence[str],
+    bucket_bytes: float,
+    among: Sequence[Compressor],
+    comm: Comm,
+    readiness: Callable[[], Mapping[str, float]],
+    passes: int = 1,
+    overlap: bool = True,
+) -> Choice:
+    """Probe, then choose; the same on all ranks. Collective.
+
+    Args:
+        order: parameter names as their gradients become ready.
+        readiness: runs a forward and a backward pass; parameter → seconds from its start to the gradient.
+        passes: of these in a step.
+        overlap: whether buckets travel during backward.
+    """
+    cuts = policy.cut(parameters, order, bucket_bytes, lambda name: policy.is_matrix(parameters[name]))
+    offers = [list(among) if policy.is_matrix(parameters[names[0]]) else [none] for names in cuts]
+    readiness()  # the first pass is slower than all others
+    seconds = readiness()
+    prices = _prices(parameters, cuts, offers, comm.size)
+    lines = network.measure(comm, parameters[order[0]].device)
+
+    mine = [[seconds[name] for name in order], [[price.kernel_s for price in row] for row in prices]]
+    others = comm.gather_objects("auto", mine)
+    seconds = {name: statistics.mean(one[0][at] for one in others) for at, name in enumerate(order)}
+    costs = [
+        [
+            Cost(statistics.mean(one[1][bucket][at] for one in others), *lines.seconds(price.operations))
+            for at, price in enumerate(row)
+        ]
+        for bucket, row in enumerate(prices)
+    ]
+    compute_s = passes * max(seconds.values())
+    earlier_s = compute_s - max(seconds.values())
+    ready_s = [earlier_s + max(seconds[name] for name in names) if overlap else compute_s for names in cuts]
+
+    chosen = search(costs, ready_s, compute_s)
+    plan = [Planned(tuple(names), offer[at]) for names, offer, at in zip(cuts, offers, chosen, strict=True)]
+    prediction, plain = (
+        predict([row[at] for row, at in zip(costs, each, strict=True)], ready_s, compute_s)
+        for each in (chosen, [0] * len(costs))
+    )
+    return Choice(plan, prediction, _why(parameters, plan, prediction, plain, lines))
+
+
+def _prices(
+    parameters: Mapping[str, nn.Parameter],
+    cuts: Sequence[Sequence[str]],
+    offers: Sequence[Sequence[Compressor]],
+    size: int,
+) -> list[list[Price]]:
+    """By bucket and candidate; what has the same shapes is priced once."""
+    known: dict[tuple, Price] = {}
+    for names, offer in zip(cuts, offers, strict=True):
+        for compressor in offer:
+            key = _shapes(parameters, names), compressor.text
+            if key not in known:
+                known[key] = _price(parameters, names, compressor, size)
+    return [
+        [known[_shapes(parameters, names), compressor.text] for compressor in offer]
+        for names, offer in zip(cuts, offers, strict=True)
+    ]
+
+
+def _shapes(parameters: Mapping[str, nn.Parameter], names: Sequence[str]) -> tuple:
+    return tuple(parameters[name].shape for name in names)
+
+
+def _price(parameters: Mapping[str, nn.Parameter], names: Sequence[str], compressor: Compressor, size: int) -> Price:
+    """Of a bucket's exchange, as it is once there is a state from earlier steps."""
+
+    def random(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.randn(elements, dtype=dtype, device=device)
+
+    (bucket,) = allocate(parameters, [Planned(tuple(names), compressor)], random)
+    states: list[State] = [{} for _ in bucket.segments]
+    for _ in range(3):
+        segments = zip(bucket.segments, states, strict=True)
+        found = [price(compressor, segment.tensor, size, state) for segment, state in segments]
+    return together(found)
+
+
+def from_json(saved: Mapping, among: Sequence[Compressor]) -> tuple[Prediction, list[Planned]]:
+    """Undo `Choice.as_json`."""
+    named = {compressor.text: compressor for compressor in among}
+    plan = [Planned(tuple(names), named[text]) for names, text in saved["plan"]]
+    return Prediction(saved["step_s"], tuple(saved["exchange_s"])), plan
+
+
+def predict(costs: Sequence[Cost], ready_s: Sequence[float], compute_s: float) -> Prediction:
+    """A step's time if buckets go through the network one after the other, and kernels hold up backward.
+
+    Args:
+        costs: by bucket, in the order in which they are sent.
+        ready_s: when each one's last gradient is there, if nothing else were computed.
+        compute_s: the passes' time.
+    """
+    kernels_s = network_s = 0.0
+    exchanges, last = [], 0.0
+    for cost, ready in zip(costs, ready_s, strict=True):
+        ready += kernels_s
+        kernels_s += cost.kernel_s
+        network_s = max(ready + cost.kernel_s, network_s) + cost.sending_s
+        exchanges.append(network_s + cost.latency_s - ready)
+        last = max(last, network_s + cost.latency_s)
+    return Prediction(max(last, compute_s + kernels_s), tuple(exchanges))
+
+
+def search(costs: Sequence[Sequence[Cost]], ready_s: Sequence[float], compute_s: float) -> list[int]:
+    """By bucket, which of its candidates to take.
+
+    The best of one for all, then bucket by bucket what is as good and loses less, or is better, until nothing changes.
+    """
+
+    def step_s(chosen: Sequence[int]) -> float:
+        return predict([row[at] for row, at in zip(costs, chosen, strict=True)], ready_s, compute_s).step_s
+
+    most = max(len(row) for row in costs)
+    uniform = [[min(at, len(row) - 1) for row in costs] for at in range(most)]
+    chosen = min(uniform, key=step_s)
+    for _ in range(len(costs)):
+        before = list(chosen)
+        for bucket, row in enumerate(costs):
+            chosen[bucket] = min(range(len(row)), key=lambda at: step_s([*chosen[:bucket], at, *chosen[bucket + 1 :]]))
+        if chosen == before:
+            break
+    limit = step_s(chosen) * _NEAR
+    for bucket in range(len(costs)):
+        for at in range(chosen[bucket]):
+            if step_s([*chosen[:bucket], at, *chosen[bucket + 1 :]]) <= limit:
+                chosen[bucket] = at
+                break
+    return chosen
+
+
+def _why(
+    parameters: Mapping[str, nn.Parameter],
+    plan: Sequence[Planned],
+    chosen: Prediction,
+    plain: Prediction,
+    lines: Network,
+) -> str:
+    """One line: what was chosen, for how many bytes of gradients, and what speaks for it."""
+    sizes: dict[str, int] = {}
+    for planned in plan:
+        size = sum(parameters[name].nbytes for name in planned.names)
+        sizes[planned.compressor.text] = sizes.get(planned.compressor.text, 0) + size
+    parts = ", ".join(f"{text} for {size / 1e6:.1f} MB" for text, size in sizes.items())
+    line = lines.lines["bucket"]
+    network = f"a sum here takes {line.latency_s * 1e3:.2g} ms and {line.per_byte_s * 1e9:.2g} ms per MB sent"
+    gain = f"{chosen.step_s * 1e3:.0f} ms a step expected, {plain.step_s * 1e3:.0f} ms uncompressed"
+    return f"reduce.compressor auto takes {parts}: {gain} ({network})"

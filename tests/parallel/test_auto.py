@@ -1,0 +1,43 @@
+"""reduce.compressor = auto among real ranks: one plan for all, in the trace, and the same after a resume."""
+
+import pytest
+from small_training import settings, trainer
+
+from hvd_llm import checkpoint
+
+AUTO = {"compressor": "auto(among='int8 onebit')", "bucket_mb": 0.02}
+
+
+@pytest.fixture(autouse=True)
+def _several(comm):
+    if comm.size == 1:
+        pytest.skip("one rank exchanges nothing: there is nothing to choose")
+
+
+def test_all_ranks_choose_the_same(comm, folders):
+    together = trainer(comm, settings(folders, "causal", reduce=AUTO))
+    comm.require_same("choice", together.state.progress.choice)
+    assert together.why.startswith("reduce.compressor auto takes")
+    assert len(together.state.progress.choice["exchange_s"]) == len(together.reducer.buckets)
+    losses = [together.step()[0]["loss"] for _ in range(8)]
+    together.check_drift()
+    assert losses[-1] < losses[0]
+
+
+def test_a_resumed_run_keeps_its_choice(comm, folders, tmp_path_factory):
+    """Also one that the probe would not make, as if the network had been another one."""
+    config = settings(folders, "causal", reduce=AUTO)
+    straight = trainer(comm, config)
+    straight.step()
+    straight.remember()
+    saved = straight.state.snapshot()
+    for planned in saved.progress["choice"]["plan"]:
+        planned[1] = "onebit(block=1024, feedback=1.0)"
+    run = tmp_path_factory.mktemp("run")
+    run = type(run)(comm.broadcast_object("folder", str(run)))
+    checkpoint.save(run, saved, lambda folder: None, comm)
+    resumed = trainer(comm, config, restore=checkpoint.folder(run, 1))
+    assert resumed.why == ""
+    assert {bucket.segments[0].compressor.name for bucket in resumed.reducer.buckets} == {"onebit"}
+    resumed.step()
+    resumed.check_drift()

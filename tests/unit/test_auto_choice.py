@@ -1,0 +1,63 @@
+"""The choice of compressors from costs: pure logic, no ranks."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hvd_llm.compress import registry
+from hvd_llm.errors import UserError
+from hvd_llm.reduce.auto import Cost, predict, search
+
+seconds = st.floats(0, 1)
+rows = st.lists(st.lists(st.builds(Cost, seconds, seconds, seconds), min_size=1, max_size=4), min_size=1, max_size=6)
+
+
+def test_buckets_share_the_network_and_kernels_hold_up_backward():
+    costs = [Cost(kernel_s=1, latency_s=0.5, sending_s=4), Cost(kernel_s=2, latency_s=0.5, sending_s=1)]
+    found = predict(costs, ready_s=[2, 3], compute_s=4)
+    # The first is sent from 3 to 7. The second is ready at 4, packed at 6, sent from 7 to 8, and seen 0.5 later.
+    assert found.step_s == 8.5
+    assert found.exchange_s == (5.5, 4.5)
+
+
+def test_a_step_is_no_shorter_than_what_is_computed():
+    assert predict([Cost(1, 0, 0)], ready_s=[2], compute_s=4).step_s == 5
+
+
+@given(rows, st.floats(0.1, 2))
+def test_the_choice_is_as_good_as_one_for_all(costs, compute_s):
+    ready_s = [compute_s * (bucket + 1) / len(costs) for bucket in range(len(costs))]
+
+    def step_s(chosen):
+        return predict([row[at] for row, at in zip(costs, chosen, strict=True)], ready_s, compute_s).step_s
+
+    best = min(step_s([min(at, len(row) - 1) for row in costs]) for at in range(max(map(len, costs))))
+    # every bucket that loses less instead may cost two percent of the best, all of them together
+    assert step_s(search(costs, ready_s, compute_s)) <= best * 1.02 + 1e-12
+
+
+@pytest.mark.parametrize(("sending_s", "expected"), [(0.001, [0, 0]), (5.0, [1, 1])])
+def test_it_compresses_where_that_pays(sending_s, expected):
+    row = [Cost(0, 0.01, sending_s), Cost(0.2, 0.02, sending_s / 16)]
+    assert search([row, row], ready_s=[0.5, 1], compute_s=1) == expected
+
+
+def test_what_backward_hides_is_left_alone():
+    """The first bucket travels under backward in any case; only the last one holds up the step."""
+    row = [Cost(0, 0, 0.5), Cost(0.01, 0, 0.05)]
+    assert search([row, row], ready_s=[0.2, 1], compute_s=1) == [0, 1]
+
+
+def test_candidates():
+    assert [found.name for found in registry.candidates("int8")] == ["int8"]
+    automatic = [found.name for found in registry.candidates("auto")]
+    assert automatic[0] == "none"
+    assert len(automatic) > 3
+    named = registry.candidates("auto(among='topk(keep=8, feedback=0.5) none')")
+    assert [found.text for found in named] == ["none", "topk(keep=8, feedback=0.5)"]
+
+
+@pytest.mark.parametrize("text", ["auto(within='int8')", "auto(among=3)", "auto(among='nome')", "auto(among='topk(')"])
+def test_what_auto_cannot_be(text):
+    with pytest.raises(UserError, match=r"reduce\.compressor is"):
+        registry.candidates(text)
