@@ -162,6 +162,8 @@ def _arguments() -> argparse.Namespace:
     add("--out", type=Path, help="folder for times, ratios and figure (default: runs/bench-TIME)")
     args, args.settings = parser.parse_known_args()
     args.contenders = list(dict.fromkeys(args.contenders))
+    if len(args.rates) > 1 and any(name.startswith("ours:auto") for name in args.contenders):
+        parser.error("ours:auto looks at the network when it starts: give one of --rates at a time")
     return args
 
 
@@ -173,7 +175,8 @@ def main() -> None:
         measurement = Measurement(args, out)
         with tempfile.TemporaryDirectory() as folder, Hosts(args.hosts) as hosts:
             for controller in args.controllers:
-                hosts.limit(None)
+                # What `auto` finds out at its start must be true later. Else nobody waits for slow starts.
+                hosts.limit(args.rates[0] if len(args.rates) == 1 else None)
                 measurement.over(controller, hosts, Path(folder))
     except UserError as error:
         print(f"benchmarks.network: {error}", file=sys.stderr)

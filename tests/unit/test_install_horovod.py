@@ -340,12 +340,19 @@ def test_doctor_on_shared_memory():
     assert doctor.shared_memory(1 << 30).mark == doctor.OK
 
 
-def test_doctor_on_threads_and_spinning():
-    found = {f.name: f for f in doctor._cores({"OMP_NUM_THREADS": "9999", "OMPI_MCA_mpi_yield_when_idle": "0"})}
-    assert found["OMP_NUM_THREADS"].mark == found["yield when idle"].mark == doctor.HINT
+def test_doctor_on_threads():
+    found = {f.name: f for f in doctor._cores({"OMP_NUM_THREADS": "9999"})}
+    assert found["OMP_NUM_THREADS"].mark == doctor.HINT
     assert found["OMP_NUM_THREADS"].mend
-    assert found["yield when idle"].mend
     assert all(f.mark == doctor.OK for f in doctor._cores({}) if f.name != "cores")
+
+
+def test_doctor_on_what_was_exported():
+    spinning = "OMPI_MCA_mpi_yield_when_idle"
+    found = {f.name: f for f in doctor._environment({spinning: "0", "HOROVOD_FUSION_THRESHOLD": "0"})}
+    assert found[spinning].mark == doctor.HINT
+    assert "hvd_llm sets 1" in found[spinning].mend
+    assert all(f.mark == doctor.OK for name, f in found.items() if name != spinning)
 
 
 def test_constraints_pin_every_direct_dependency():
