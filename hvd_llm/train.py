@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hvd_llm import device, mesh, models, provenance, runfolder
+from hvd_llm import device, mesh, models, provenance, routing, runfolder
 from hvd_llm.comm import Comm, Handle
 from hvd_llm.comm.clock import clock_offset
 from hvd_llm.comm.solo import Done
 from hvd_llm.compress import registry
-from hvd_llm.compress.base import Compressor
 from hvd_llm.compress.none import none
 from hvd_llm.config import Config
 from hvd_llm.data import Batches, Dataset, open_dataset, targets, tokens
@@ -26,8 +25,6 @@ from hvd_llm.drift import fingerprint
 from hvd_llm.errors import UserError
 from hvd_llm.evaluate import Score, evaluate
 from hvd_llm.metrics import Metrics, Silence
-from hvd_llm.reduce import auto, policy
-from hvd_llm.reduce.buckets import readiness
 from hvd_llm.reduce.outer import Outer
 from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.reducer import Reducer
@@ -35,8 +32,6 @@ from hvd_llm.reduce.sender import Route
 from hvd_llm.state import State
 from hvd_llm.trace import NoTrace, Trace, now
 from hvd_llm.update import LateUpdate, Update
-
-MIB = 2**20
 
 
 def train(config: Config, name: str, comm: Comm) -> Path:
@@ -171,22 +166,16 @@ class Trainer:
         if config.train.compile:
             models.compile_blocks(state.model)
         state.model.train()
-        if not state.progress.bucket_order:
-            order = list(readiness(state.parameters, self._rehearse))
-            state.progress.bucket_order = comm.broadcast_object("bucket order", order)
         groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
         route = Route(comm, groups, trace, config.run.seed)
-        meets, order, size = config.sync.every > 1, state.progress.bucket_order, config.reduce.bucket_mb * MIB
-        self.why = ""  # what there is to say about `plan`
-        choose = len(among) > 1 and comm.size > 1
-        plan = self._choose(among, size) if choose else policy.plan(state.parameters, order, size, among[0])
+        plan, self.why = routing.plan(config, comm, state, among, self._rehearse, trace)
         self.outer: Outer | None = None
-        if meets:
+        if config.sync.every > 1:
             self.outer = Outer(
                 config.sync, state.parameters, plan, route, state.memory, state.shared, state.progress.step
             )
             state.part()
-            plain = policy.plan(state.parameters, order, size, none)
+            plain = [Planned(planned.names, none) for planned in plan]
             self.reducer = Reducer(state.parameters, plain, route, meanwhile=self.outer.advance)
         else:
             warmup, overlap = config.reduce.warmup_steps, config.reduce.overlap
@@ -195,30 +184,6 @@ class Trainer:
             )
         update = LateUpdate if config.reduce.overlap == "forward" else Update
         self.update = update(config.optimizer, state, self.reducer, steps, trace)
-
-    def _choose(self, among: list[Compressor], bucket_bytes: float) -> list[Planned]:
-        """The plan of `reduce.compressor = auto`: the one this run goes by already, or what a probe finds best."""
-        config, progress = self.config, self.state.progress
-        asked = {"ranks": self.comm.size, "compressor": config.reduce.compressor, "bucket_mb": config.reduce.bucket_mb}
-        if progress.choice.get("asked") != asked:
-            share = -(-config.train.global_batch // self.comm.size)
-            choice = auto.choose(
-                self.state.parameters,
-                progress.bucket_order,
-                bucket_bytes,
-                among,
-                self.comm,
-                lambda: readiness(self.state.parameters, self._rehearse),
-                passes=-(-share // config.train.micro_batch),
-                overlap=config.reduce.overlap != "none" and config.sync.every == 1,
-            )
-            self.why = choice.why
-            progress.choice = {"asked": asked} | choice.as_json()
-        expected, plan = auto.from_json(progress.choice, among)
-        for bucket, seconds in enumerate(expected.exchange_s):
-            self.trace.add("expected_exchange", now(), now(), bucket, round(seconds * 1e9))
-        self.trace.add("expected_step", now(), now(), amount=round(expected.step_s * 1e9))
-        return plan
 
     def step(self) -> tuple[dict, int]:
         """One optimizer step; returns a row of metrics and the number of input tokens, both over all ranks.
@@ -346,7 +311,7 @@ class Trainer:
             )
 
     def _rehearse(self) -> None:
-        """A backward pass on the first micro-batch of rank 0, for the order of its gradients."""
+        """A forward and a backward pass on the first micro-batch of rank 0."""
         self._seed(0)
         batch = self.training.micro_batches(0, 0, self.comm.size, self.config.train.micro_batch)[0]
         self._loss(batch).backward()

@@ -12,6 +12,7 @@ from hvd_llm.models.structure import (
     decay_groups,
     enable_activation_checkpointing,
     flops_per_token,
+    sparse_embeddings,
 )
 from hvd_llm.models.tensors import load_tensors, save_assets, tensors
 
@@ -27,5 +28,6 @@ __all__ = [
     "loss_sum",
     "predictions",
     "save_assets",
+    "sparse_embeddings",
     "tensors",
 ]

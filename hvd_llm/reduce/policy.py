@@ -1,12 +1,13 @@
 """Which parameters' gradients travel together, and through which compressor."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from hvd_llm.compress.base import Compressor
 from hvd_llm.compress.none import none
+from hvd_llm.compress.rows import rows
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,19 @@ class Planned:
 
 
 def plan(
-    parameters: Mapping[str, Tensor], order: Sequence[str], bucket_bytes: float, compressor: Compressor
+    parameters: Mapping[str, Tensor],
+    order: Sequence[str],
+    bucket_bytes: float,
+    compressor: Compressor,
+    sparse: Collection[str] = (),
 ) -> list[Planned]:
-    """The buckets if there is one compressor for all that it suits, in the order in which they become ready."""
+    """The buckets if there is one compressor for all that it suits, in the order in which they become ready.
+
+    Args:
+        sparse: those whose gradient has few rows, which are sent as such.
+    """
     chosen = {name: compressor if compressor.dense or is_matrix(p) else none for name, p in parameters.items()}
+    chosen |= dict.fromkeys(sparse, rows)
     cuts = cut(parameters, order, bucket_bytes, lambda name: id(chosen[name]))
     return [Planned(tuple(names), chosen[names[0]]) for names in cuts]
 

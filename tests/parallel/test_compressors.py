@@ -6,6 +6,7 @@ from worlds import Real, Simulated
 
 from hvd_llm.compress import registry
 from hvd_llm.compress.base import At
+from hvd_llm.compress.none import none
 from hvd_llm.reduce import lockstep
 from hvd_llm.reduce.buckets import Bucket, Segment
 from hvd_llm.reduce.memory import Memory
@@ -188,7 +189,7 @@ def test_rounding_at_random_is_right_in_the_mean():
 
 @pytest.mark.parametrize("size", [1, 2, 4, 64])
 def test_a_price_needs_no_other_ranks(compressor, size):
-    """Bytes per element stay below those of a plain ring, or of everybody's choice gathered."""
+    """Bytes per element stay below those of a plain ring (and some counts), or of everybody's choice gathered."""
     mine = gradient(compressor, 0)
     found = price(compressor, mine, size)
     if size == 1:
@@ -196,4 +197,27 @@ def test_a_price_needs_no_other_ranks(compressor, size):
         return
     ring = 2 * (size - 1) / size * mine.nbytes
     gathers = len(found.operations) == 1 and compressor.name not in ("none", "randomk")
-    assert found.sent_bytes < (ring * size / 16 if gathers else ring * 1.001)
+    assert found.sent_bytes < (ring * size / 16 if gathers else ring * 1.001 + 8 * size)
+
+
+def test_rows_are_added_up_and_nothing_else_is_sent(world):
+    """Ranks have other numbers of rows, one has none; some rows are everybody's."""
+    parts = []
+    for rank in world.ranks:
+        part = torch.zeros(2, 10_000, 8)
+        part[:, 3 * rank : 3 * rank + rank % 4] = rank
+        part[1, 9_000] = 1 if rank else 0
+        parts.append(part)
+    total = world.total([part.clone() for part in parts])
+    found = registry.find("rows")
+    for result in world.reduce(found, [part.clone() for part in parts], [{} for _ in world.ranks], At("weight")):
+        assert torch.equal(result, total)
+    if world.size > 1:
+        assert price(found, parts[-1], world.size).sent_bytes < 0.05 * price(none, parts[-1], world.size).sent_bytes
+
+
+def test_many_rows_are_added_as_a_table(world):
+    parts = [torch.full((1, 50, 4), float(rank + 1)) for rank in world.ranks]
+    total = world.total([part.clone() for part in parts])
+    for result in world.reduce(registry.find("rows"), parts, [{} for _ in world.ranks], At("weight")):
+        assert torch.equal(result, total)

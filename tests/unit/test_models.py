@@ -325,6 +325,22 @@ def test_what_cannot_be_built_is_refused_in_one_sentence(family, task, model, la
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("family", "task", "names"),
+    [
+        ("llama", "causal", ["model.embed_tokens.weight"]),
+        ("gpt2", "causal", ["transformer.wpe.weight"]),  # wte is the output projection, too
+        ("bert", "masked", ["bert.embeddings.position_embeddings.weight"]),
+    ],
+)
+def test_embeddings_with_sparse_gradients(family, task, names):
+    model = build(family, task)
+    tables = [dict(model.named_parameters())[name] for name in names]
+    least = min(len(table) for table in tables)
+    assert models.sparse_embeddings(model, 2 * least - 1) == names
+    assert models.sparse_embeddings(model, 10**9) == []
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # by torch of its own parts
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks at it
