@@ -5,7 +5,7 @@ PYTHON ?= python3
 # Where pip looks for torch besides its usual index. Plain pip gives a build that fits any machine but is made
 # for CUDA and large; on machines without a GPU, name PyTorch's index of CPU builds: make TORCH_INDEX=URL
 TORCH_INDEX ?=
-# More settings for `make train`, and options for `make bench` and `make bench-network`:
+# More settings for `make train`, and options for `make bench` and its kin:
 # make train TRAIN="--train.steps 100"
 TRAIN ?=
 BENCH ?=
@@ -27,7 +27,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test bench bench-network bench-kernels lint clean
+.PHONY: help env train test bench bench-network bench-loss bench-kernels lint clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +52,9 @@ bench: $(READY) $(DATA)/index.json  ## side by side at 2 ranks: hvd_llm, stock H
 
 bench-network: $(READY) $(DATA)/index.json  ## the same between 4 hosts with slow networks, made on this machine
 	python -m benchmarks.network $(BENCH)
+
+bench-loss: $(READY) $(DATA)/index.json  ## what compressing and meeting seldom costs in loss, between such hosts
+	python -m benchmarks.loss $(BENCH)
 
 bench-kernels: $(READY)  ## what compressors compute, beside a plain memory copy
 	python -m benchmarks.kernels $(BENCH)

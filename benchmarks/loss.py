@@ -33,6 +33,7 @@ def train(name: str, hosts: Hosts, args: argparse.Namespace, run: Path) -> str:
         "train.global_batch": 4 * ranks,
         "train.micro_batch": 4,
         "evaluate.every": max(1, args.steps // 4),
+        "train.log_every": max(1, args.steps // 4),
         "evaluate.batches": 0,
         "checkpoint.best": "false",
         "run.threads": 1,

@@ -56,3 +56,22 @@ def test_numbers_are_those_of_the_network(tmp_path, data):
     assert ratios.loc["ddp", "ratio"] == 1
     assert ratios.loc["ours", "ratio"] == pytest.approx(times.loc["ours", "seconds"] / times.loc["ddp", "seconds"])
     assert (out / "step_times.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(bool(sandbox.obstacle()), reason=f"there can be no hosts here: {sandbox.obstacle()}")
+def test_losses_are_compared(tmp_path, data):
+    out = tmp_path / "bench"
+    few = ["--hosts", "2", "--steps", "8", "--contenders", "ours", "ours:bf16", "ours:sync.every=8"]
+    model = ["--data.sequence_length", "16", "--model.layers", "2", "--model.hidden", "64"]
+    done = run(sys.executable, "-m", "benchmarks.loss", *few, *model, "--data", data, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "bench.json").read_text())["did_not_complete"] == {"gloo": {}}
+    curves = pd.read_csv(out / "times.csv")
+    assert curves.groupby("contender")["step"].apply(list).to_dict() == {name: [2, 4, 6, 8] for name in few[-3:]}
+    assert curves["tokens"].tolist() == [step * 2 * 4 * 16 for step in curves["step"]]
+    assert (curves.groupby("contender")["seconds"].diff().dropna() > 0).all()
+    table = pd.read_csv(out / "ratios.csv").set_index("contender")
+    assert table.loc["ours", "over_first"] == 1
+    assert abs(table.loc["ours:bf16", "over_first"] - 1) < 0.01
+    assert table.loc["ours:sync.every=8", "megabytes"] < table.loc["ours", "megabytes"]
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
