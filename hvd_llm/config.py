@@ -335,6 +335,10 @@ def _late(config: Config) -> list[tuple[bool, str]]:
             late and config.sync.every > 1,
             "reduce.overlap is 'forward', which is for gradients; with sync.every > 1, sync.delay hides the exchange",
         ),
+        (
+            late and config.train.precision == "fp16",
+            "reduce.overlap is 'forward' and train.precision 'fp16', whose loss scale is known late: take 'bf16'",
+        ),
         (late and config.train.compile, "reduce.overlap is 'forward', whose waiting layers train.compile cannot take"),
     ]
 

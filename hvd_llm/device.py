@@ -84,3 +84,10 @@ def peak_flops(device: torch.device, precision: str) -> float:
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
+
+
+def moment(device: torch.device) -> float:
+    """Seconds on a clock, read when the device has computed all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

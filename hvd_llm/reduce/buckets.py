@@ -1,6 +1,5 @@
 """Flat buckets: one contiguous tensor that holds the gradients of several parameters, sent as one operation."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_llm.compress.base import Compressor
+from hvd_llm.device import moment
 from hvd_llm.reduce.policy import Planned
 
 Zeros = Callable[[int, torch.dtype, torch.device], Tensor]
@@ -95,11 +95,11 @@ def readiness(parameters: Mapping[str, nn.Parameter], passes: Callable[[], None]
     """
     seen: dict[str, float] = {}
 
-    def arrived(name: str, _: Tensor) -> None:
-        seen[name] = time.perf_counter()
+    def arrived(name: str, parameter: Tensor) -> None:
+        seen[name] = moment(parameter.device)
 
     hooks = [p.register_post_accumulate_grad_hook(partial(arrived, name)) for name, p in parameters.items()]
-    began = time.perf_counter()
+    began = moment(next(iter(parameters.values())).device)
     try:
         passes()
     finally:
@@ -107,6 +107,6 @@ def readiness(parameters: Mapping[str, nn.Parameter], passes: Callable[[], None]
             hook.remove()
         for parameter in parameters.values():
             parameter.grad = None
-    over = time.perf_counter()
+    over = moment(next(iter(parameters.values())).device)
     seen |= {name: over for name in parameters if name not in seen}
-    return {name: moment - began for name, moment in seen.items()}
+    return {name: when - began for name, when in seen.items()}

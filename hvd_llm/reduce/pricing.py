@@ -4,7 +4,6 @@ It runs the generator on real numbers, as rank 0, and answers its requests with 
 are those of the algorithms that MPI and Gloo use for large tensors; time is that of the generator alone.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -13,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from hvd_llm.compress.base import AllToAll, At, Compressor, Gather, Request, State, Sum
+from hvd_llm.device import moment
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ def price(
     generator = compressor(gradient, {} if state is None else state, At("price", 0, size))
     operations, kernel_s, answer = [], 0.0, None
     while True:
-        began = time.perf_counter()
+        began = moment(gradient.device)
         try:
             request = generator.send(answer)
         except StopIteration:
-            return Price(tuple(operations), kernel_s + time.perf_counter() - began)
-        kernel_s += time.perf_counter() - began
+            return Price(tuple(operations), kernel_s + moment(gradient.device) - began)
+        kernel_s += moment(gradient.device) - began
         operations.append(Operation(_kind(request, gradient), sent_bytes(request, sizes[request.group])))
         answer = _invent(request, sizes[request.group])
 

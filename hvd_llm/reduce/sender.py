@@ -71,9 +71,13 @@ class Sender:
         self._place, self._size = everyone.index(route.comm.rank), len(everyone)
 
     @torch.no_grad()
-    def send(self, bucket: Bucket, step: int, compress: bool = True) -> None:
-        """Let a bucket go; it must not be touched until it has landed."""
-        ready = now()
+    def send(self, bucket: Bucket, step: int, compress: bool = True, ready_ns: int | None = None) -> None:
+        """Let a bucket go; it must not be touched until it has landed.
+
+        Args:
+            ready_ns: since when it could have gone; now if None.
+        """
+        ready_ns = ready_ns or now()
         lossy = compress and not bucket.segments[0].compressor.dense
         if lossy and not bucket.flat.sum().isfinite():
             bucket.flat.fill_(torch.nan)  # everywhere, so that no compressor can leave it out: all ranks must see it
@@ -85,7 +89,7 @@ class Sender:
         name = f"{self._name}.{bucket.index}"
         exchange = Exchange(name, generators, self._route.comm, self._route.groups)
         self._flights[bucket.index] = _Flight(exchange, now())
-        self._route.trace.add("bucket_queue", ready, self._flights[bucket.index].sent_ns, bucket.index)
+        self._route.trace.add("bucket_queue", ready_ns, self._flights[bucket.index].sent_ns, bucket.index)
 
     @torch.no_grad()
     def advance(self) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from hvd_llm.comm import Handle
 from hvd_llm.reduce.sender import POLL_S, Sender
+from hvd_llm.trace import now
 
 _UNDER_WAY = 2  # one on the network, one that the other ranks know of already
 
@@ -29,7 +30,7 @@ class InTurn(Sender):
         self._agreed: Handle | None = None
         self._early = len(self.buckets)  # those that are sent in the order of backward
         self._turns: list[int] = []
-        self._waiting: dict[int, tuple[int, bool]] = {}  # bucket → what else `send` was given
+        self._waiting: dict[int, tuple[int, bool, int]] = {}  # bucket → what else `send` was given, and when
         self._bad = False
 
     @torch.no_grad()
@@ -39,7 +40,7 @@ class InTurn(Sender):
             self._turns = [*range(self._early), *reversed(range(self._early, len(self.buckets)))]
             self._bad = False
         self._bad |= not bucket.flat.sum().isfinite()
-        self._waiting[bucket.index] = step, compress
+        self._waiting[bucket.index] = step, compress, now()
         self.advance()
 
     def advance(self):

@@ -48,6 +48,12 @@ def test_no_bit_depends_on_it(comm, folders, case):
     assert len(first.reducer.buckets) > 3
 
 
+def test_no_bit_depends_on_it_between_hosts(comm, folders, monkeypatch):
+    """Gradients go through Horovod, as where memory is not shared."""
+    monkeypatch.setattr(comm, "_memory", None, raising=False)
+    test_no_bit_depends_on_it(comm, folders, "causal")
+
+
 @pytest.mark.parametrize("case", ["causal", "int4"])
 def test_a_bad_gradient_skips_the_whole_step(comm, folders, case):
     """It is in the bucket that comes last in backward, after others have been summed; the loss stays finite."""
