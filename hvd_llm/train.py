@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hvd_llm import device, mesh, models, provenance, routing, runfolder
+from hvd_llm import device, mesh, models, provenance, runfolder
 from hvd_llm.comm import Comm, Handle
 from hvd_llm.comm.clock import clock_offset
 from hvd_llm.comm.solo import Done
@@ -29,6 +29,7 @@ from hvd_llm.reduce.outer import Outer
 from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
+from hvd_llm.routing import route
 from hvd_llm.state import State
 from hvd_llm.trace import NoTrace, Trace, now
 from hvd_llm.update import LateUpdate, Update
@@ -167,20 +168,27 @@ class Trainer:
             models.compile_blocks(state.model)
         state.model.train()
         groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
-        route = Route(comm, groups, trace, config.run.seed)
-        plan, self.why = routing.plan(config, comm, state, among, self._rehearse, trace)
+        path = Route(comm, groups, trace, config.run.seed)
+        routing = route(config, comm, state, among, self._rehearse, trace)
+        self.why = routing.why
         self.outer: Outer | None = None
         if config.sync.every > 1:
             self.outer = Outer(
-                config.sync, state.parameters, plan, route, state.memory, state.shared, state.progress.step
+                config.sync, state.parameters, routing.plan, path, state.memory, state.shared, state.progress.step
             )
             state.part()
-            plain = [Planned(planned.names, none) for planned in plan]
-            self.reducer = Reducer(state.parameters, plain, route, meanwhile=self.outer.advance)
+            plain = [Planned(planned.names, none) for planned in routing.plan]
+            self.reducer = Reducer(state.parameters, plain, path, meanwhile=self.outer.advance)
         else:
-            warmup, overlap = config.reduce.warmup_steps, config.reduce.overlap
             self.reducer = Reducer(
-                state.parameters, plan, route, state.memory, warmup, overlap, lambda: self.update.settle()
+                state.parameters,
+                routing.plan,
+                path,
+                state.memory,
+                warmup=config.reduce.warmup_steps,
+                overlap=config.reduce.overlap,
+                lookups=routing.lookups,
+                meanwhile=lambda: self.update.settle(),
             )
         update = LateUpdate if config.reduce.overlap == "forward" else Update
         self.update = update(config.optimizer, state, self.reducer, steps, trace)

@@ -104,7 +104,7 @@ class LateUpdate(Update):
         if not buckets or not self._decide():
             return
         with self._span("exposed"):
-            self.reducer.land(buckets)
+            buckets = self.reducer.land(buckets)
         with self._span("optimizer"):
             for bucket in buckets:
                 self._norms[bucket.index] = torch.linalg.vector_norm(bucket.flat)

@@ -4,6 +4,7 @@ Nothing here knows how many ranks there are.
 """
 
 from hvd_llm.models.build import build
+from hvd_llm.models.embeddings import part_lookups, sparse_embeddings
 from hvd_llm.models.folder import from_checkpoint
 from hvd_llm.models.loss import loss_sum, predictions
 from hvd_llm.models.structure import (
@@ -12,7 +13,6 @@ from hvd_llm.models.structure import (
     decay_groups,
     enable_activation_checkpointing,
     flops_per_token,
-    sparse_embeddings,
 )
 from hvd_llm.models.tensors import load_tensors, save_assets, tensors
 
@@ -26,6 +26,7 @@ __all__ = [
     "from_checkpoint",
     "load_tensors",
     "loss_sum",
+    "part_lookups",
     "predictions",
     "save_assets",
     "sparse_embeddings",

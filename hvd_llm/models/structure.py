@@ -38,22 +38,6 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def sparse_embeddings(model: nn.Module, tokens: int) -> list[str]:
-    """Names of embeddings whose gradient has few rows if a step has so many tokens, of which text repeats most.
-
-    The gradient of an embedding that is tied to an output projection has all rows.
-    """
-    users: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            users[id(parameter)] = users.get(id(parameter), 0) + 1
-    return [
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and users[id(module.weight)] == 1 and 2 * module.num_embeddings > tokens
-    ]
-
-
 def flops_per_token(model: PreTrainedModel, sequence_length: int, head_share: float = 1.0) -> int:
     """FLOP of forward and backward for one position of a sequence: 6 N + 12 L H Q T.
 

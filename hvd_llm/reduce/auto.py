@@ -6,7 +6,7 @@ compress (Agarwal et al. 2022, "On the utility of gradient compression": 6 of mo
 """
 
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from hvd_llm.comm import Comm
 from hvd_llm.compress.base import Compressor, State
 from hvd_llm.compress.none import none
-from hvd_llm.compress.rows import rows
 from hvd_llm.reduce import network, policy
 from hvd_llm.reduce.buckets import allocate
 from hvd_llm.reduce.network import Network
@@ -71,7 +70,6 @@ def choose(
     readiness: Callable[[], Mapping[str, float]],
     passes: int = 1,
     overlap: bool = True,
-    sparse: Collection[str] = (),
 ) -> Choice:
     """Probe, then choose; the same on all ranks. Collective.
 
@@ -80,14 +78,9 @@ def choose(
         readiness: runs a forward and a backward pass; parameter → seconds from its start to the gradient.
         passes: of these in a step.
         overlap: whether buckets travel during backward.
-        sparse: parameters whose gradient has few rows; nothing is chosen for them.
     """
-
-    def offer(name: str) -> tuple[Compressor, ...]:
-        return (rows,) if name in sparse else tuple(among) if policy.is_matrix(parameters[name]) else (none,)
-
-    cuts = policy.cut(parameters, order, bucket_bytes, lambda name: tuple(map(id, offer(name))))
-    offers = [offer(names[0]) for names in cuts]
+    cuts = policy.cut(parameters, order, bucket_bytes, lambda name: policy.is_matrix(parameters[name]))
+    offers = [list(among) if policy.is_matrix(parameters[names[0]]) else [none] for names in cuts]
     readiness()  # the first pass is slower than all others
     seconds = readiness()
     prices = _prices(parameters, cuts, offers, comm.size)
@@ -155,7 +148,7 @@ def _price(parameters: Mapping[str, nn.Parameter], names: Sequence[str], compres
 
 def from_json(saved: Mapping, among: Sequence[Compressor]) -> tuple[Prediction, list[Planned]]:
     """Undo `Choice.as_json`."""
-    named = {compressor.text: compressor for compressor in (*among, rows)}
+    named = {compressor.text: compressor for compressor in among}
     plan = [Planned(tuple(names), named[text]) for names, text in saved["plan"]]
     return Prediction(saved["step_s"], tuple(saved["exchange_s"])), plan
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hvd_llm.reduce.buckets import Bucket
 from hvd_llm.reduce.memory import Memory, Named
@@ -12,6 +12,11 @@ from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.sender import Route, Sender
 from hvd_llm.reduce.turns import InTurn
 from hvd_llm.trace import now
+
+
+def lookup(name: str) -> str:
+    """What stands for the part of a parameter's gradient that comes from looking up in it."""
+    return f"{name}.lookup"
 
 
 class Reducer:
@@ -33,6 +38,7 @@ class Reducer:
         kept: Named | None = None,
         warmup: int = 0,
         overlap: Literal["none", "backward", "forward"] = "backward",
+        lookups: Mapping[str, Tensor] | None = None,
         meanwhile: Callable[[], None] = lambda: None,
     ):
         """
@@ -43,18 +49,21 @@ class Reducer:
             kept: what the compressors of an earlier run left behind.
             warmup: first steps, in which nothing is compressed.
             overlap: what buckets travel under.
+            lookups: parameter → leaf that gets a part of its gradient, which travels apart: `plan` has it as
+                `lookup(name)`.
         """
-        self.parameters = parameters
+        self.parameters = dict(parameters) | {lookup(name): leaf for name, leaf in (lookups or {}).items()}
         sender = InTurn if overlap == "forward" else Sender
-        self._sender = sender("bucket", parameters, plan, route, kept or {})
+        self._sender = sender("bucket", self.parameters, plan, route, kept or {})
         self._overlap = overlap
         self._warmup, self._trace, self._meanwhile = warmup, route.trace, meanwhile
         self._home = {name: (bucket, view) for bucket in self.buckets for name, view in bucket.views.items()}
+        self._parted = [(name, lookup(name)) for name in lookups or {}]
         self._missing: list[set[str]] = []  # by bucket: whose gradient is not there yet
         self._sent: set[int] = set()
         self._last = self._alone = False
         self._step, self._scale = 0, 1.0
-        for name, parameter in parameters.items():
+        for name, parameter in self.parameters.items():
             parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._arrived(name))
 
     @property
@@ -122,16 +131,29 @@ class Reducer:
         if self._overlap == "forward":
             self._sender.over()
         else:
-            self._sender.finish(self.buckets)
+            self.land(self.buckets)
         self._trace.add("exposed", start, now())
 
     def finite(self) -> bool:
         """Overlap "forward": wait until it is known whether all ranks' gradients are finite."""
         return self._sender.finite()
 
-    def land(self, buckets: Iterable[Bucket]) -> None:
-        """Overlap "forward": wait for some buckets; then they hold the sums."""
-        self._sender.finish(buckets)
+    @torch.no_grad()
+    def land(self, buckets: Iterable[Bucket]) -> list[Bucket]:
+        """Overlap "forward": wait for some buckets, and those with other parts of their gradients; return all of these.
+
+        Then they hold the sums.
+        """
+        wanted = {bucket.index for bucket in buckets}
+        pairs = [(self._home[whole], self._home[part]) for whole, part in self._parted]
+        pairs = [pair for pair in pairs if wanted & {bucket.index for bucket, _ in pair}]
+        wanted |= {bucket.index for pair in pairs for bucket, _ in pair}
+        landed = [self.buckets[index] for index in sorted(wanted)]
+        self._sender.finish(landed)
+        for (_, whole), (_, part) in pairs:
+            whole.add_(part)
+            part.zero_()
+        return landed
 
     def advance(self) -> None:
         """Move what need not wait."""

@@ -341,6 +341,25 @@ def test_embeddings_with_sparse_gradients(family, task, names):
     assert models.sparse_embeddings(model, 10**9) == []
 
 
+@pytest.mark.parametrize(("family", "task"), [("gpt2", "causal"), ("bert", "masked")])
+def test_a_lookup_in_a_tied_embedding_has_a_gradient_of_its_own(family, task):
+    batch = batch_for(task)
+    plain, parted = build(family, task), build(family, task)
+    (name, leaf), *others = models.part_lookups(parted, V).items()
+    assert not others
+    want, got = gradients(plain, batch), gradients(parted, batch)
+    rows = set(leaf.grad.abs().sum(1).nonzero().flatten().tolist())
+    assert rows
+    assert rows <= set(batch["input_ids"].flatten().tolist())
+    got[name] = got[name] + leaf.grad
+    for key, gradient in want.items():
+        torch.testing.assert_close(got[key], gradient, rtol=1e-5, atol=1e-7, msg=key)
+    with torch.no_grad():
+        dict(parted.named_parameters())[name].zero_()
+    assert not leaf.any()  # one memory
+    assert models.part_lookups(build("llama", "causal"), V) == {}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # by torch of its own parts
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks at it
