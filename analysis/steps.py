@@ -61,7 +61,10 @@ def rank_steps(trace: TraceFile) -> RankSteps:
 
 
 def _find_steps(trace: TraceFile) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Steps in order, and when the rank waited: starts and ends of its exposed spans, (2, spans) ns, in order."""
+    """Steps in order, and when the rank did not compute a step's part: starts and ends, (2, spans) ns, in order.
+
+    These are its exposed spans and what lies between steps.
+    """
     records, waits = [], []
     for chunk in trace.chunks():
         records.append(chunk[chunk["kind"] == trace.kinds["step"]])
@@ -80,6 +83,7 @@ def _find_steps(trace: TraceFile) -> tuple[dict[str, np.ndarray], np.ndarray]:
         raise AnalysisError(f"{trace.path}: step {step[np.argmin(seconds)]} takes no time")
 
     steps = {"step": step, "seconds": seconds, "tokens": found["amount"].astype(np.float64)}
+    waits.append(np.stack([found["end_ns"][:-1], found["start_ns"][1:]]))
     return steps, np.sort(np.concatenate(waits, axis=1), axis=1)
 
 

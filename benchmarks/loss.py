@@ -24,13 +24,12 @@ from hvd_llm.errors import UserError
 
 def train(name: str, hosts: Hosts, args: argparse.Namespace, run: Path) -> str:
     """One contender's run into folder `run`; returns what it said last if it did not complete."""
-    ranks = args.hosts * args.ranks_per_host
     settings = {
         "data.path": args.data,
         "data.sequence_length": 128,
         **MODELS[args.model],
         "train.steps": args.steps,
-        "train.global_batch": 4 * ranks,
+        "train.global_batch": 4 * args.hosts * args.ranks_per_host,
         "train.micro_batch": 4,
         "evaluate.every": max(1, args.steps // 4),
         "train.log_every": max(1, args.steps // 4),
@@ -49,22 +48,20 @@ def train(name: str, hosts: Hosts, args: argparse.Namespace, run: Path) -> str:
 def losses(run: Path) -> pd.DataFrame:
     """Columns step, tokens, seconds of training until then, validation_loss."""
     rows = pd.read_csv(run / "metrics.csv")
-    steps = rows[rows["loss"].notna()]
-    seconds = (steps["tokens"].diff().fillna(steps["tokens"]) / steps["tokens_per_s"]).cumsum()
-    at = pd.Series(seconds.to_numpy(), steps["step"])
-    found = rows[rows["validation_loss"].notna()].drop_duplicates("step", keep="last")
-    tokens = found["step"].map(pd.Series(steps["tokens"].to_numpy(), steps["step"]))
-    return pd.DataFrame(
-        {"step": found["step"], "tokens": tokens, "seconds": found["step"].map(at)}
-        | {"validation_loss": found["validation_loss"]}
-    )
+    trained = rows[rows["loss"].notna()].set_index("step")
+    tokens = trained["tokens"].iloc[-1] / trained.index[-1]  # of a step; some rows lack what is not summed yet
+    steps = trained.index.to_series()
+    seconds = (steps.diff().fillna(steps) * tokens / trained["tokens_per_s"]).cumsum()  # a row's rate: since the last
+    tested = rows[rows["validation_loss"].notna()].drop_duplicates("step", keep="last").set_index("step")
+    loss = tested["validation_loss"]
+    return pd.DataFrame({"tokens": loss.index * tokens, "seconds": seconds, "validation_loss": loss}).reset_index()
 
 
-def summary(curves: pd.DataFrame, sent: dict[str, float]) -> pd.DataFrame:
-    """A row per contender: its last loss, that over the first one's, seconds, MB that a host sent in all."""
+def summary(curves: pd.DataFrame, sent: dict[str, float], first: str) -> pd.DataFrame:
+    """A row per contender: its last loss, that over that of `first`, seconds, MB that a host sent in all."""
     last = curves.groupby("contender", sort=False).last()
     table = last[["validation_loss", "seconds"]].copy()
-    table.insert(1, "over_first", last["validation_loss"] / last["validation_loss"].iloc[0])
+    table.insert(1, "over_first", last["validation_loss"] / last["validation_loss"].get(first, float("nan")))
     table["megabytes"] = pd.Series(sent) / 1e6
     return table.reset_index()
 
@@ -120,10 +117,11 @@ def main() -> None:
                 trouble = train(name, hosts, args, run)
                 if trouble:
                     incomplete[name] = trouble
-                    continue
-                sent[name] = (sum(hosts.sent_bytes()) - sum(before)) / args.hosts
-                curves.append(losses(run).assign(contender=name))
-                _write(out, pd.concat(curves), sent, args, incomplete)
+                else:
+                    sent[name] = (sum(hosts.sent_bytes()) - sum(before)) / args.hosts
+                    curves.append(losses(run).assign(contender=name))
+                if curves:
+                    _write(out, pd.concat(curves), sent, args, incomplete)
     except (UserError, FileExistsError) as error:
         print(f"benchmarks.loss: {error}", file=sys.stderr)
         sys.exit(2)
@@ -131,15 +129,16 @@ def main() -> None:
         print(f"{name} did not complete: {trouble}")
     if not curves:
         sys.exit("no contender completed")
-    print(summary(pd.concat(curves), sent).to_string(index=False, float_format="{:.4f}".format))
+    print(summary(pd.concat(curves), sent, args.contenders[0]).to_string(index=False, float_format="{:.4f}".format))
     print(f"\nThe runs, their losses and a figure are in {out}.")
+    sys.exit(bool(incomplete))
 
 
 def _write(out: Path, curves: pd.DataFrame, sent: dict, args: argparse.Namespace, incomplete: dict[str, str]) -> None:
     settings = {"config": args.config, "model": args.model, "steps": args.steps, "also": args.settings}
     about = {"kind": "loss", "hosts": args.hosts, "rate": args.rate, "ranks": args.hosts * args.ranks_per_host}
     about |= {"settings": settings, "did_not_complete": {args.controller: incomplete}}
-    record.write(out, curves, summary(curves, sent), about)
+    record.write(out, curves, summary(curves, sent, args.contenders[0]), about)
     figure(curves, out / "loss.png")
 
 

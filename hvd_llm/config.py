@@ -33,7 +33,8 @@ class Run:
     resume: Literal["never", "auto"] = "never"
     """auto: continue from the newest whole checkpoint in `dir`, or start when there is none."""
     seed: Count = 1
-    """Decides initial weights, data order and dropout; the same seed gives the same bits."""
+    """Decides initial weights, data order and dropout; the same seed gives the same bits (but not with
+    `auto`, which goes by what it measures)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA when there is a GPU, one rank for each, chosen by local rank."""
     threads: Count = 0
@@ -132,7 +133,8 @@ class Optimizer:
 class Reduce:
     compressor: str = "none"
     """How gradients are sent, with options as in "topk(keep=32)"; `hvd-llm compressors` lists them. auto: a probe of
-    the network, the kernels and the model chooses for each bucket; auto(among='none int8') among those."""
+    the network, the kernels and the model chooses for each bucket; auto(among='int8 onebit') none or one of those,
+    the first of them if several are as fast."""
     warmup_steps: Count = 0
     """First steps, in which gradients are sent as they are: compress when the learning rate has settled."""
     bucket_mb: PositiveFloat = 4.0
@@ -338,6 +340,10 @@ def _late(config: Config) -> list[tuple[bool, str]]:
         (
             late and config.train.precision == "fp16",
             "reduce.overlap is 'forward' and train.precision 'fp16', whose loss scale is known late: take 'bf16'",
+        ),
+        (
+            config.reduce.compressor.strip().startswith("auto") and config.sync.every > 1,
+            "reduce.compressor is 'auto', which judges exchanges in every step; with sync.every > 1, name a compressor",
         ),
         (late and config.train.compile, "reduce.overlap is 'forward', whose waiting layers train.compile cannot take"),
     ]

@@ -21,23 +21,23 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Routing:
+class Plan:
     """What was decided.
 
     Attributes:
-        plan: the buckets to make.
+        buckets: to be made.
         lookups: parameter → leaf that gets the gradient of looking up in it, which is sent apart.
         why: what there is to say about it, if anything.
     """
 
-    plan: list[Planned]
+    buckets: list[Planned]
     lookups: Mapping[str, Tensor] = field(default_factory=dict)
     why: str = ""
 
 
-def route(
+def plan(
     config: Config, comm: Comm, state: State, among: Sequence[Compressor], rehearse: Callable[[], None], trace: Trace
-) -> Routing:
+) -> Plan:
     """Decide. Collective. What is found out is kept in `state.progress`: a resumed run goes on as it was.
 
     Args:
@@ -56,16 +56,16 @@ def route(
         progress.bucket_order = comm.broadcast_object("bucket order", order)
     if len(among) > 1 and comm.size > 1:
         return _choose(config, comm, state, among, rehearse, trace)
-    bucket_bytes = config.reduce.bucket_mb * MIB
-    return Routing(policy.plan(parameters, progress.bucket_order, bucket_bytes, among[0], [*sparse, *parts]), lookups)
+    size = config.reduce.bucket_mb * MIB
+    return Plan(policy.plan(parameters, progress.bucket_order, size, among[0], [*sparse, *parts]), lookups)
 
 
 def _choose(
     config: Config, comm: Comm, state: State, among: Sequence[Compressor], rehearse: Callable[[], None], trace: Trace
-) -> Routing:
+) -> Plan:
     """For `reduce.compressor = auto`."""
     progress, why = state.progress, ""
-    asked = {"ranks": comm.size, "compressor": config.reduce.compressor, "bucket_mb": config.reduce.bucket_mb}
+    asked = {"ranks": comm.size, "among": [one.text for one in among], "bucket_mb": config.reduce.bucket_mb}
     if progress.choice.get("asked") != asked:
         share = -(-config.train.global_batch // comm.size)
         choice = auto.choose(
@@ -76,11 +76,12 @@ def _choose(
             comm,
             lambda: readiness(state.parameters, rehearse),
             passes=-(-share // config.train.micro_batch),
-            overlap=config.reduce.overlap != "none" and config.sync.every == 1,
+            overlap=config.reduce.overlap,
         )
         why, progress.choice = choice.why, {"asked": asked} | choice.as_json()
-    expected, plan = auto.from_json(progress.choice, among)
+    expected, buckets = auto.from_json(progress.choice, among)
+    trace.step = progress.step
     for bucket, seconds in enumerate(expected.exchange_s):
         trace.add("expected_exchange", now(), now(), bucket, round(seconds * 1e9))
     trace.add("expected_step", now(), now(), amount=round(expected.step_s * 1e9))
-    return Routing(plan, why=why)
+    return Plan(buckets, why=why)

@@ -36,6 +36,7 @@ _MAY_CHANGE = {
     "train.log_every",
     "train.drift_check_every",
     "reduce.bucket_mb",
+    "reduce.overlap",
     "reduce.cycle_ms",
     "reduce.share_memory",
     "model.pretrained",

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hvd_llm import device, mesh, models, provenance, runfolder
+from hvd_llm import device, mesh, models, provenance, routing, runfolder
 from hvd_llm.comm import Comm, Handle
 from hvd_llm.comm.clock import clock_offset
 from hvd_llm.comm.solo import Done
@@ -29,7 +29,6 @@ from hvd_llm.reduce.outer import Outer
 from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
-from hvd_llm.routing import route
 from hvd_llm.state import State
 from hvd_llm.trace import NoTrace, Trace, now
 from hvd_llm.update import LateUpdate, Update
@@ -64,7 +63,7 @@ def train(config: Config, name: str, comm: Comm) -> Path:
 
     run = Path(comm.broadcast_object("run.dir", config.run.dir or runfolder.default(name, comm.size)))
     with runfolder.claimed(run, comm):
-        same = {slot for compressor in among for slot in compressor.same}
+        same = {compressor.kept(slot) for compressor in among for slot in compressor.same}
         state = _start_or_resume(run, config, dataset, model, comm, same)
         launch, witness = 0, Silence()
         if comm.rank == 0:
@@ -168,26 +167,26 @@ class Trainer:
             models.compile_blocks(state.model)
         state.model.train()
         groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
-        path = Route(comm, groups, trace, config.run.seed)
-        routing = route(config, comm, state, among, self._rehearse, trace)
-        self.why = routing.why
+        route = Route(comm, groups, trace, config.run.seed)
+        plan = routing.plan(config, comm, state, among, self._rehearse, trace)
+        self.why = plan.why
         self.outer: Outer | None = None
         if config.sync.every > 1:
             self.outer = Outer(
-                config.sync, state.parameters, routing.plan, path, state.memory, state.shared, state.progress.step
+                config.sync, state.parameters, plan.buckets, route, state.memory, state.shared, state.progress.step
             )
             state.part()
-            plain = [Planned(planned.names, none) for planned in routing.plan]
-            self.reducer = Reducer(state.parameters, plain, path, meanwhile=self.outer.advance)
+            plain = [Planned(planned.names, none) for planned in plan.buckets]
+            self.reducer = Reducer(state.parameters, plain, route, meanwhile=self.outer.advance)
         else:
             self.reducer = Reducer(
                 state.parameters,
-                routing.plan,
-                path,
+                plan.buckets,
+                route,
                 state.memory,
                 warmup=config.reduce.warmup_steps,
                 overlap=config.reduce.overlap,
-                lookups=routing.lookups,
+                lookups=plan.lookups,
                 meanwhile=lambda: self.update.settle(),
             )
         update = LateUpdate if config.reduce.overlap == "forward" else Update

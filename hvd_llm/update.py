@@ -66,7 +66,8 @@ class LateUpdate(Update):
     """Each bucket's weights when its sum is in, while the next forward pass is on its way: `reduce.overlap = forward`.
 
     A layer's forward waits for its own weights. They are bit for bit those of `Update`: whether the step is skipped is
-    agreed before the first of them changes, and clipping can only go by the norm of the step before.
+    agreed before the first of them changes, and clipping can only go by the norm of the step before. (Not so for
+    gradients that are finite on every rank but so large that their sum is not: then both skip, or this one alone.)
     """
 
     def __init__(self, *args):
@@ -75,6 +76,7 @@ class LateUpdate(Update):
         self._decided = False
         self._factor, self._lr = 1.0, 0.0
         self._norms: dict[int, Tensor] = {}
+        self._device = self.reducer.buckets[0].flat.device
         home = {id(self.reducer.parameters[name]): b.index for b in self.reducer.buckets for name in b.views}
         for module in self.state.model.modules():
             needs = {home[id(parameter)] for parameter in module.parameters(recurse=False) if id(parameter) in home}
@@ -95,7 +97,9 @@ class LateUpdate(Update):
 
     def _before(self, needs: set[int], *_) -> None:
         """A module is going to use the weights of the buckets `needs`."""
-        if self._waiting:
+        if not self._waiting:
+            return
+        with torch.autocast(self._device.type, enabled=False):  # it is forward's, and not for compressors
             self.reducer.advance()
             self._settle([self._waiting[index] for index in sorted(needs & self._waiting.keys())])
 
@@ -132,7 +136,6 @@ class LateUpdate(Update):
             finite = self.reducer.finite()
             if not finite:
                 self.reducer.land(self.reducer.buckets)
-        self.state.loss_scale.update(finite)
         if not finite:
             self.state.progress.skipped += 1
             self.reducer.memory.drop()

@@ -148,6 +148,20 @@ class Compressor:
     def summary(self) -> str:
         return (self.function.__doc__ or "").strip().partition("\n")[0]
 
+    def kept(self, slot: str) -> str:
+        """What a slot of the state is called in a checkpoint, where others may have other slots of that name.
+
+        An error that is fed back is an error, whoever made it.
+        """
+        return slot if slot == "error" and "feedback" in self.defaults else f"{self.name}.{slot}"
+
+    def slot(self, kept: str) -> str | None:
+        """Undo `kept`; None if it is not this one's."""
+        if kept == "error":
+            return kept if "feedback" in self.defaults else None
+        name, _, slot = kept.rpartition(".")
+        return slot if name == self.name else None
+
     @property
     def text(self) -> str:
         """As `reduce.compressor` names it, with all its options."""

@@ -17,7 +17,7 @@ AMONG = "none bf16 int8 int4 powersgd onebit"
 
 
 def names() -> list[str]:
-    """The names that `reduce.compressor` accepts here."""
+    """The names that `reduce.compressor` accepts here, besides auto."""
     return sorted({point.name for point in entry_points(group=GROUP)})
 
 
@@ -33,7 +33,7 @@ def find(text: str) -> Compressor:
             found = _with_options(_load(point), text, options)
             _try(found, text)
             return found
-    raise UserError(f"reduce.compressor is {text!r}: {name!r} is not installed{nearest(name, names())}")
+    raise UserError(f"reduce.compressor is {text!r}: {name!r} is not installed{nearest(name, [*names(), 'auto'])}")
 
 
 def candidates(text: str) -> list[Compressor]:
@@ -48,6 +48,9 @@ def candidates(text: str) -> list[Compressor]:
     if options.keys() - {"among"} or not isinstance(options.get("among", ""), str):
         raise UserError(f"reduce.compressor is {text!r}; auto has one option, as in \"auto(among='int8 onebit')\"")
     named = [find(each) for each in _split(options.get("among", AMONG))]
+    grouped = [compressor.name for compressor in named if compressor.groups]
+    if grouped:
+        raise UserError(f"reduce.compressor is {text!r}: {grouped[0]} has groups of its own, which auto cannot judge")
     return [none, *(compressor for compressor in named if compressor != none)]
 
 

@@ -69,44 +69,60 @@ def choose(
     comm: Comm,
     readiness: Callable[[], Mapping[str, float]],
     passes: int = 1,
-    overlap: bool = True,
+    overlap: str = "backward",
 ) -> Choice:
     """Probe, then choose; the same on all ranks. Collective.
 
     Args:
         order: parameter names as their gradients become ready.
+        among: `none`, then what else may be chosen.
         readiness: runs a forward and a backward pass; parameter → seconds from its start to the gradient.
         passes: of these in a step.
-        overlap: whether buckets travel during backward.
+        overlap: `reduce.overlap`.
     """
+    readiness()  # the first pass is slower than all others
+    lines = network.measure(comm, parameters[order[0]].device)
+    seconds = [readiness() for _ in range(2)]
+    mine = [min(each[name] for each in seconds) for name in order]
+    pass_s = dict(zip(order, _mean(comm, mine), strict=True))
+    compute_s = passes * max(pass_s.values())
+
+    def decide(cuts: Sequence[Sequence[str]], offers: Sequence[Sequence[Compressor]]) -> tuple[list[int], Prediction]:
+        """By bucket, which to take, and what to expect then."""
+        costs = _costs(parameters, cuts, offers, comm, lines)
+        last = [max(pass_s[name] for name in names) - max(pass_s.values()) for names in cuts]
+        ready_s = [compute_s + (0 if overlap == "none" else before) for before in last]
+        chosen = search(costs, ready_s, compute_s, overlap == "forward")
+        taken = [row[at] for row, at in zip(costs, chosen, strict=True)]
+        return chosen, predict(taken, ready_s, compute_s, overlap == "forward")
+
+    as_is = policy.plan(parameters, order, bucket_bytes, none)
+    _, plain = decide([planned.names for planned in as_is], [[none]] * len(as_is))
     cuts = policy.cut(parameters, order, bucket_bytes, lambda name: policy.is_matrix(parameters[name]))
     offers = [list(among) if policy.is_matrix(parameters[names[0]]) else [none] for names in cuts]
-    readiness()  # the first pass is slower than all others
-    seconds = readiness()
-    prices = _prices(parameters, cuts, offers, comm.size)
-    lines = network.measure(comm, parameters[order[0]].device)
-
-    mine = [[seconds[name] for name in order], [[price.kernel_s for price in row] for row in prices]]
-    others = comm.gather_objects("auto", mine)
-    seconds = {name: statistics.mean(one[0][at] for one in others) for at, name in enumerate(order)}
-    costs = [
-        [
-            Cost(statistics.mean(one[1][bucket][at] for one in others), *lines.seconds(price.operations))
-            for at, price in enumerate(row)
-        ]
-        for bucket, row in enumerate(prices)
-    ]
-    compute_s = passes * max(seconds.values())
-    earlier_s = compute_s - max(seconds.values())
-    ready_s = [earlier_s + max(seconds[name] for name in names) if overlap else compute_s for names in cuts]
-
-    chosen = search(costs, ready_s, compute_s)
+    chosen, prediction = decide(cuts, offers)
     plan = [Planned(tuple(names), offer[at]) for names, offer, at in zip(cuts, offers, chosen, strict=True)]
-    prediction, plain = (
-        predict([row[at] for row, at in zip(costs, each, strict=True)], ready_s, compute_s)
-        for each in (chosen, [0] * len(costs))
-    )
+    if not any(chosen) or plain.step_s <= prediction.step_s * _NEAR:
+        plan, prediction = as_is, plain
     return Choice(plan, prediction, _why(parameters, plan, prediction, plain, lines))
+
+
+def _mean(comm: Comm, mine: Sequence[float]) -> list[float]:
+    """Of every rank's numbers, one by one."""
+    return [statistics.mean(numbers) for numbers in zip(*comm.gather_objects("auto", list(mine)), strict=True)]
+
+
+def _costs(
+    parameters: Mapping[str, nn.Parameter],
+    cuts: Sequence[Sequence[str]],
+    offers: Sequence[Sequence[Compressor]],
+    comm: Comm,
+    lines: Network,
+) -> list[list[Cost]]:
+    """By bucket and candidate; kernels take what they take on average, while all ranks compute."""
+    prices = _prices(parameters, cuts, offers, comm.size)
+    kernels = iter(_mean(comm, [price.kernel_s for row in prices for price in row]))
+    return [[Cost(next(kernels), *lines.seconds(price.operations)) for price in row] for row in prices]
 
 
 def _prices(
@@ -140,10 +156,11 @@ def _price(parameters: Mapping[str, nn.Parameter], names: Sequence[str], compres
 
     (bucket,) = allocate(parameters, [Planned(tuple(names), compressor)], random)
     states: list[State] = [{} for _ in bucket.segments]
-    for _ in range(3):
+    runs = []
+    for _ in range(4):  # the first has no state yet, and cold caches
         segments = zip(bucket.segments, states, strict=True)
-        found = [price(compressor, segment.tensor, size, state) for segment, state in segments]
-    return together(found)
+        runs.append(together([price(compressor, segment.tensor, size, state) for segment, state in segments]))
+    return min(runs[1:], key=lambda run: run.kernel_s)
 
 
 def from_json(saved: Mapping, among: Sequence[Compressor]) -> tuple[Prediction, list[Planned]]:
@@ -153,13 +170,14 @@ def from_json(saved: Mapping, among: Sequence[Compressor]) -> tuple[Prediction, 
     return Prediction(saved["step_s"], tuple(saved["exchange_s"])), plan
 
 
-def predict(costs: Sequence[Cost], ready_s: Sequence[float], compute_s: float) -> Prediction:
+def predict(costs: Sequence[Cost], ready_s: Sequence[float], compute_s: float, whole_step: bool = False) -> Prediction:
     """A step's time if buckets go through the network one after the other, and kernels hold up backward.
 
     Args:
         costs: by bucket, in the order in which they are sent.
         ready_s: when each one's last gradient is there, if nothing else were computed.
         compute_s: the passes' time.
+        whole_step: what backward does not hide, the next step hides.
     """
     kernels_s = network_s = 0.0
     exchanges, last = [], 0.0
@@ -169,33 +187,38 @@ def predict(costs: Sequence[Cost], ready_s: Sequence[float], compute_s: float) -
         network_s = max(ready + cost.kernel_s, network_s) + cost.sending_s
         exchanges.append(network_s + cost.latency_s - ready)
         last = max(last, network_s + cost.latency_s)
+    if whole_step:
+        last = sum(cost.sending_s for cost in costs)
     return Prediction(max(last, compute_s + kernels_s), tuple(exchanges))
 
 
-def search(costs: Sequence[Sequence[Cost]], ready_s: Sequence[float], compute_s: float) -> list[int]:
+def search(
+    costs: Sequence[Sequence[Cost]], ready_s: Sequence[float], compute_s: float, whole_step: bool = False
+) -> list[int]:
     """By bucket, which of its candidates to take.
 
-    The best of one for all, then bucket by bucket what is as good and loses less, or is better, until nothing changes.
+    The best of one for all, then bucket by bucket what is better, until nothing changes; last, what is as good and
+    loses less.
     """
 
     def step_s(chosen: Sequence[int]) -> float:
-        return predict([row[at] for row, at in zip(costs, chosen, strict=True)], ready_s, compute_s).step_s
+        taken = [row[at] for row, at in zip(costs, chosen, strict=True)]
+        return predict(taken, ready_s, compute_s, whole_step).step_s
+
+    def with_other(bucket: int, at: int) -> list[int]:
+        return [*chosen[:bucket], at, *chosen[bucket + 1 :]]
 
     most = max(len(row) for row in costs)
-    uniform = [[min(at, len(row) - 1) for row in costs] for at in range(most)]
-    chosen = min(uniform, key=step_s)
+    chosen = min(([min(at, len(row) - 1) for row in costs] for at in range(most)), key=step_s)
     for _ in range(len(costs)):
         before = list(chosen)
         for bucket, row in enumerate(costs):
-            chosen[bucket] = min(range(len(row)), key=lambda at: step_s([*chosen[:bucket], at, *chosen[bucket + 1 :]]))
+            chosen = min((with_other(bucket, at) for at in range(len(row))), key=step_s)
         if chosen == before:
             break
     limit = step_s(chosen) * _NEAR
     for bucket in range(len(costs)):
-        for at in range(chosen[bucket]):
-            if step_s([*chosen[:bucket], at, *chosen[bucket + 1 :]]) <= limit:
-                chosen[bucket] = at
-                break
+        chosen = next(other for at in range(chosen[bucket] + 1) if step_s(other := with_other(bucket, at)) <= limit)
     return chosen
 
 

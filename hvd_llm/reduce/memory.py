@@ -47,18 +47,20 @@ class Memory:
                 for slot, value in state.items():
                     for name, piece in segment.cut(value).items():
                         shaped = piece.view_as(segment.views[name]) if value.shape == segment.tensor.shape else piece
-                        found.setdefault(name, {})[slot] = shaped
+                        found.setdefault(name, {})[segment.compressor.kept(slot)] = shaped
         return found
 
 
 def _join(segment: Segment, kept: Mapping[str, Mapping[str, Tensor]]) -> State:
-    """The state of a segment from that of its parameters; a slot that one of them lacks starts afresh."""
+    """The state of a segment from what its compressor kept by parameter; what one of them lacks starts afresh."""
     pieces = [kept.get(name, {}) for name in segment.views]
-    slots = set.intersection(*(set(piece) for piece in pieces))
     device = segment.tensor.device
     joined = {}
-    for slot in sorted(slots):
-        parts = [piece[slot] for piece in pieces]
+    for key in sorted(set.intersection(*(set(piece) for piece in pieces))):
+        slot = segment.compressor.slot(key)
+        if slot is None:
+            continue
+        parts = [piece[key] for piece in pieces]
         if all(part.shape == view.shape for part, view in zip(parts, segment.views.values(), strict=True)):
             joined[slot] = torch.cat([part.reshape(-1) for part in parts]).view(segment.tensor.shape).to(device)
         else:

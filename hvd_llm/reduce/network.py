@@ -46,7 +46,7 @@ def measure(comm: Comm, device: torch.device) -> Network:
     """Time every kind of operation among all ranks, on tensors of `device`; the same answer on each. Collective."""
     lines = {
         "sum": _line(comm, "sum", lambda n: Sum(torch.zeros(n, device=device))),
-        "gather": _line(comm, "gather", lambda n: Gather(torch.zeros(n, device=device))),
+        "gather": _line(comm, "gather", lambda n: Gather(torch.zeros(n, device=device)), _LARGEST // comm.size),
         "all_to_all": _line(
             comm, "all_to_all", lambda n: AllToAll([torch.zeros(-(-n // comm.size), device=device)] * comm.size)
         ),

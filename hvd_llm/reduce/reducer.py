@@ -11,7 +11,6 @@ from hvd_llm.reduce.memory import Memory, Named
 from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.sender import Route, Sender
 from hvd_llm.reduce.turns import InTurn
-from hvd_llm.trace import now
 
 
 def lookup(name: str) -> str:
@@ -59,6 +58,7 @@ class Reducer:
         self._warmup, self._trace, self._meanwhile = warmup, route.trace, meanwhile
         self._home = {name: (bucket, view) for bucket in self.buckets for name, view in bucket.views.items()}
         self._parted = [(name, lookup(name)) for name in lookups or {}]
+        assert len(self._parted) <= 1, "embeddings that share buckets would have to land together"
         self._missing: list[set[str]] = []  # by bucket: whose gradient is not there yet
         self._sent: set[int] = set()
         self._last = self._alone = False
@@ -122,17 +122,16 @@ class Reducer:
 
     def finish(self) -> None:
         """Send what backward did not complete; wait for everything, unless the next forward pass is to hide it."""
-        self._meanwhile()
-        start = now()
-        for bucket in self.buckets:
-            if bucket.index not in self._sent:
-                self._fill(bucket)
-                self._send(bucket)
-        if self._overlap == "forward":
-            self._sender.over()
-        else:
-            self.land(self.buckets)
-        self._trace.add("exposed", start, now())
+        with self._trace.span("exposed"):
+            self._meanwhile()
+            for bucket in self.buckets:
+                if bucket.index not in self._sent:
+                    self._fill(bucket)
+                    self._send(bucket)
+            if self._overlap == "forward":
+                self._sender.over()
+            else:
+                self.land(self.buckets)
 
     def finite(self) -> bool:
         """Overlap "forward": wait until it is known whether all ranks' gradients are finite."""

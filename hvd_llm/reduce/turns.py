@@ -5,12 +5,13 @@ Those that it has not taken when backward ends are sent the other way round, bec
 first. Only few are under way at a time: what was handed to Horovod cannot be overtaken any more.
 
 With few under way, ranks that chose for themselves could wait for each other for ever. So all take the order that
-follows from what rank 0 saw in the step before: how many it had sent when backward was over.
+follows from the step before: how many the slowest rank, whose backward was over last, had sent by then.
 """
 
 import time
 
 import torch
+from torch import Tensor
 
 from hvd_llm.comm import Handle
 from hvd_llm.reduce.sender import POLL_S, Sender
@@ -25,21 +26,21 @@ class InTurn(Sender):
     def __init__(self, *args):
         super().__init__(*args)
         comm = self._route.comm
-        # How many ranks have a bad gradient; how many buckets rank 0 had sent when its backward was over.
-        self._agreement = comm.allocate(2, torch.int64, torch.device("cpu"))
+        # How many ranks have a bad gradient; how many buckets each had sent when its backward was over.
+        self._agreement = comm.allocate(1 + comm.size, torch.int64, torch.device("cpu"))
         self._agreed: Handle | None = None
         self._early = len(self.buckets)  # those that are sent in the order of backward
         self._turns: list[int] = []
         self._waiting: dict[int, tuple[int, bool, int]] = {}  # bucket → what else `send` was given, and when
-        self._bad = False
+        self._norms: list[Tensor] = []
 
     @torch.no_grad()
     def send(self, bucket, step, compress=True):
         if not self._turns:  # a step's first
             assert not self._flights, "buckets of the last step are still under way"
             self._turns = [*range(self._early), *reversed(range(self._early, len(self.buckets)))]
-            self._bad = False
-        self._bad |= not bucket.flat.sum().isfinite()
+            self._norms = []
+        self._norms.append(torch.linalg.vector_norm(bucket.flat))
         self._waiting[bucket.index] = step, compress, now()
         self.advance()
 
@@ -52,13 +53,18 @@ class InTurn(Sender):
     def over(self) -> None:
         """Backward is over, and every bucket was given to `send`: tell the others how it was."""
         assert len(self._waiting) == len(self._turns)
-        first = self._route.comm.rank == 0
-        self._agreement[0], self._agreement[1] = self._bad, (len(self.buckets) - len(self._turns)) * first
-        self._agreed = self._route.comm.sum_async(f"{self._name}.over", self._agreement)
+        comm = self._route.comm
+        self._agreement.zero_()
+        # So large that the norm of the sum may not be finite; a sum's is at most that of all its parts.
+        self._agreement[0] = not (torch.stack(self._norms).sum() * comm.size).isfinite()
+        self._agreement[1 + comm.rank] = len(self.buckets) - len(self._turns)
+        self._agreed = comm.sum_async(f"{self._name}.over", self._agreement)
 
     def finite(self) -> bool:
         """Wait for the others' `over`: whether every rank's gradients were finite."""
-        bad, self._early = self._agreed.wait().tolist()
+        bad, *sent = self._agreed.wait().tolist()
+        # If all the early ones were sent, more could have been; the last ones become ready when backward ends.
+        self._early = max(sent) if max(sent) < self._early else min(len(self.buckets), 2 * max(sent))
         return not bad
 
     def finish(self, buckets):

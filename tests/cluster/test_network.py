@@ -68,7 +68,7 @@ def test_losses_are_compared(tmp_path, data):
     assert json.loads((out / "bench.json").read_text())["did_not_complete"] == {"gloo": {}}
     curves = pd.read_csv(out / "times.csv")
     assert curves.groupby("contender")["step"].apply(list).to_dict() == {name: [2, 4, 6, 8] for name in few[-3:]}
-    assert curves["tokens"].tolist() == [step * 2 * 4 * 16 for step in curves["step"]]
+    assert curves["tokens"].tolist() == [step * 2 * 4 * 16 for step in curves["step"]]  # also while ranks are apart
     assert (curves.groupby("contender")["seconds"].diff().dropna() > 0).all()
     table = pd.read_csv(out / "ratios.csv").set_index("contender")
     assert table.loc["ours", "over_first"] == 1

@@ -1,10 +1,13 @@
 """What hides the exchange changes when weights are updated, and not one bit of them."""
 
+import time
+
 import pytest
 import torch
 from small_training import settings, trainer
 
 from hvd_llm import checkpoint
+from hvd_llm.comm.solo import Solo
 
 OVERLAPS = ("none", "backward", "forward")
 BAD_STEP = 3
@@ -46,6 +49,50 @@ def test_no_bit_depends_on_it(comm, folders, case):
         other.check_drift()
         _equal(first, other)
     assert len(first.reducer.buckets) > 3
+
+
+class Slow(Solo):
+    """Answers come after a while, so that forward finds exchanges under way."""
+
+    def sum_async(self, *args):
+        return Later(super().sum_async(*args))
+
+    def gather_async(self, *args):
+        return Later(super().gather_async(*args))
+
+    def all_to_all_async(self, *args):
+        return Later(super().all_to_all_async(*args))
+
+
+class Later:
+    def __init__(self, handle):
+        self.wait, self._when = handle.wait, time.monotonic() + 0.003
+
+    def ready(self):
+        return time.monotonic() > self._when
+
+
+@pytest.mark.parametrize("compressor", ["none", "powersgd", "demo", "onebit"])
+def test_forward_finds_exchanges_under_way(folders, compressor):
+    """In its autocast, which is not for compressors."""
+    backward, forward = (
+        trainer(
+            Slow(),
+            settings(
+                folders,
+                "causal",
+                train={"precision": "bf16"},
+                optimizer={"clip_norm": 0},
+                reduce={"overlap": overlap, "compressor": compressor},
+            ),
+        )
+        for overlap in ("backward", "forward")
+    )
+    for _ in range(4):
+        assert backward.step()[0]["loss"] == forward.step()[0]["loss"]
+    forward.update.settle()
+    _equal(backward, forward)
+    assert len(forward.reducer.buckets) > 3
 
 
 def test_no_bit_depends_on_it_between_hosts(comm, folders, monkeypatch):

@@ -34,5 +34,7 @@ def trainer(comm, config, dtype=torch.float32, restore=None):
     among = registry.candidates(config.reduce.compressor)
     state = State(config, model)
     if restore:
-        state.restore(restore, comm.rank, comm.size, {slot for compressor in among for slot in compressor.same})
+        state.restore(
+            restore, comm.rank, comm.size, {compressor.kept(slot) for compressor in among for slot in compressor.same}
+        )
     return Trainer(config, comm, state, ranks, training, validation, among, STEPS, NoTrace())

@@ -11,12 +11,13 @@ from torch import nn
 from hvd_llm import mesh
 from hvd_llm.comm import WORLD
 from hvd_llm.comm.solo import Solo
+from hvd_llm.compress import registry
 from hvd_llm.compress.base import AllToAll, Gather, Sum, compressor
 from hvd_llm.compress.none import none
 from hvd_llm.errors import UserError
 from hvd_llm.reduce import lockstep, policy
 from hvd_llm.reduce.buckets import allocate, readiness
-from hvd_llm.reduce.memory import take_over
+from hvd_llm.reduce.memory import Memory, take_over
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
 from hvd_llm.trace import NoTrace
@@ -137,3 +138,14 @@ def test_errors_keep_their_sum_when_the_number_of_ranks_changes(writers, readers
     taken = [take_over(lambda writer: kept[writer], writers, rank, readers, ["q"]) for rank in range(readers)]
     torch.testing.assert_close(sum(named["weight"]["error"] for named in taken), sum(errors))
     assert all(named["weight"]["q"].tolist() == [1, 1] for named in taken)
+
+
+def test_a_compressor_takes_up_only_what_it_kept():
+    """`auto` may choose another one for a parameter when a run is resumed on other ranks."""
+    parameters = {"weight": nn.Parameter(torch.zeros(8, 8))}
+    kept = {"weight": {"powersgd.q": torch.ones(1, 8, 4), "error": torch.ones(8, 8)}}
+    expected = {"powersgd": {"q", "error"}, "onebit": {"error"}, "int8": {"error"}, "none": set()}
+    for name, slots in expected.items():
+        buckets = allocate(parameters, policy.plan(parameters, ["weight"], 1000, registry.find(name)), Solo().allocate)
+        (state,) = Memory(buckets, kept).draft(0)
+        assert state.keys() == slots

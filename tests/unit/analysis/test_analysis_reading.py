@@ -53,6 +53,23 @@ def test_reads_what_the_writer_wrote(tmp_path):
     assert steps.payload_bytes.tolist() == [300]
 
 
+def test_an_exchange_that_goes_on_in_the_next_step(tmp_path):
+    """Under its forward pass it is hidden, but for what that waits; between steps nothing is."""
+    trace = Trace(tmp_path / "rank-00000.trace", 0, 1)
+    spans = [
+        (0, "backward", 0, 10), (0, "step", 0, 10), (1, "forward", 20, 24), (1, "exposed", 24, 25),
+        (1, "forward", 25, 30), (1, "step", 20, 30), (1, "bucket_exchange", 8, 25),
+    ]  # fmt: skip
+    for step, name, start, end in spans:
+        trace.step = step
+        trace.add(name, start * 10**9, end * 10**9)
+    trace.close()
+    steps = rank_steps(open_trace(tmp_path / "rank-00000.trace"))
+    assert steps.exchange_s.tolist() == [0, 17]
+    assert steps.hidden_s.tolist() == [0, 6]  # 8 to 10, 20 to 24
+    assert steps.parts_s["forward"].tolist() == [0, 9]
+
+
 def test_pieces_do_not_change_the_result(trace_path, monkeypatch):
     whole = rank_steps(open_trace(trace_path))
     monkeypatch.setattr(TraceFile.chunks, "__defaults__", (25,))
