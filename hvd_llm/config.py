@@ -143,6 +143,8 @@ class Reduce:
     """Horovod looks for new operations this often, in ms. 0: 1 with GPUs, else 10; 25 or 50 if most steps need none."""
     overlap: Literal["none", "backward", "forward"] = "backward"
     """What hides the exchange: nothing; backward; also the next forward, each layer of which waits for its update."""
+    rows: bool = True
+    """Between hosts, without a compressor: gradients of embeddings are sent by rows, those of tokens that occurred."""
     share_memory: bool = True
     """If all ranks are on one host, they sum CPU gradients in memory they share; false: through MPI or Gloo."""
 

@@ -44,11 +44,7 @@ def plan(
         among: what `reduce.compressor` allows.
         rehearse: runs a forward and a backward pass.
     """
-    # Rows pay where whole gradients would be sent: not in shared memory, nor beside a compressor, which sends less.
-    sends = comm.size > 1 and not comm.shares_memory and config.sync.every == 1 and list(among) == [none]
-    tokens = config.train.global_batch * config.data.sequence_length
-    sparse = models.sparse_embeddings(state.model, tokens) if sends else []
-    lookups = models.part_lookups(state.model, tokens) if sends else {}
+    sparse, lookups = _by_rows(config, comm, state, among)
     parts = {lookup(name): leaf for name, leaf in lookups.items()}
     parameters, progress = state.parameters | parts, state.progress
     if set(progress.bucket_order) != set(parameters):
@@ -58,6 +54,20 @@ def plan(
         return _choose(config, comm, state, among, rehearse, trace)
     size = config.reduce.bucket_mb * MIB
     return Plan(policy.plan(parameters, progress.bucket_order, size, among[0], [*sparse, *parts]), lookups)
+
+
+def _by_rows(
+    config: Config, comm: Comm, state: State, among: Sequence[Compressor]
+) -> tuple[list[str], dict[str, Tensor]]:
+    """Parameters that are sent by rows; and lookups that are, apart from the rest of their parameter's gradient.
+
+    It pays where whole gradients would be sent: not in shared memory, nor where a compressor sends less.
+    """
+    whole = comm.size > 1 and not comm.shares_memory and config.sync.every == 1 and list(among) == [none]
+    if not (whole and config.reduce.rows):
+        return [], {}
+    tokens = config.train.global_batch * config.data.sequence_length
+    return models.sparse_embeddings(state.model, tokens), models.part_lookups(state.model, tokens)
 
 
 def _choose(

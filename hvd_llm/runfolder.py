@@ -37,6 +37,7 @@ _MAY_CHANGE = {
     "train.drift_check_every",
     "reduce.bucket_mb",
     "reduce.overlap",
+    "reduce.rows",
     "reduce.cycle_ms",
     "reduce.share_memory",
     "model.pretrained",
