@@ -5,7 +5,7 @@ are those of the algorithms that MPI and Gloo use for large tensors; time is tha
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,14 @@ class Price:
 
     Attributes:
         rounds: operations, one after the other.
-        sent_bytes: payload that the rank sends, what it passes on for others included.
+        sent_bytes: payload that the rank sends, what it passes on for others included; nothing within its host.
+        node_bytes: the same within its host.
         kernel_s: seconds of computing.
     """
 
     rounds: int
     sent_bytes: float
+    node_bytes: float
     kernel_s: float
 
     @property
@@ -39,27 +41,32 @@ def price(
     gradient: Tensor,
     size: int,
     state: State | None = None,
-    groups: Mapping[str, int] | None = None,
+    node_size: int = 1,
 ) -> Price:
     """Run one exchange as rank 0 of `size`.
+
+    What a rank of the world sends to another is taken to leave the host.
 
     Args:
         gradient: as the compressor takes it; it is left alone.
         state: of an earlier step, changed in place; none at the first.
-        groups: sizes of groups other than "world".
+        node_size: ranks on each host.
     """
-    sizes = {"world": size} | dict(groups or {})
-    generator = compressor(gradient.clone(), {} if state is None else state, At("price", 0, size))
-    rounds, payload, kernel_s, answer = 0, 0.0, 0.0, None
+    sizes = {"world": size, "node": node_size, "across": size // node_size}
+    at = At("price", 0, size, groups={name: (0, count) for name, count in sizes.items()})
+    generator = compressor(gradient.clone(), {} if state is None else state, at)
+    sent = dict.fromkeys(sizes, 0.0)
+    rounds, kernel_s, answer = 0, 0.0, None
     while True:
         began = time.perf_counter()
         try:
             request = generator.send(answer)
         except StopIteration:
-            return Price(rounds, payload, kernel_s + time.perf_counter() - began)
+            kernel_s += time.perf_counter() - began
+            return Price(rounds, sent["world"] + sent["across"], sent["node"], kernel_s)
         kernel_s += time.perf_counter() - began
         rounds += 1
-        payload += sent_bytes(request, sizes[request.group])
+        sent[request.group] += sent_bytes(request, sizes[request.group])
         answer = _invent(request, sizes[request.group])
 
 
