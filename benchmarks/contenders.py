@@ -44,6 +44,9 @@ class Apart(Solo):
     def broadcast_object(self, name, value):
         return value
 
+    def gather_objects(self, name, value):
+        return [value] * self.size
+
 
 def ours(config: Config, comm: Comm) -> Step:
     """hvd_llm, the loop that `hvd-llm train` runs, traced"""
@@ -206,9 +209,10 @@ def _trainer(config: Config, comm: Comm, trace: Trace) -> Step:
     device.keep_freed_memory()
     dataset = open_dataset(config.data.path)
     state = State(config, _model(config, dataset))
-    ranks = mesh.build(comm.rank, ["here"] * comm.size)
+    ranks = mesh.build(comm.rank, comm.gather_objects("hosts", socket.gethostname()))
     training = batches(config, dataset, "train")
     among = registry.candidates(config.reduce.compressor)
+    comm.register(ranks.named({group for compressor in among for group in compressor.groups}))
     trainer = Trainer(config, comm, state, ranks, training, training, among, config.train.steps, trace)
 
     def step():

@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks import contenders
 from hvd_llm import config as configuration
 from hvd_llm.comm import connect
+from hvd_llm.compress import registry
 from hvd_llm.train_command import overrides
 
 
@@ -25,7 +26,7 @@ def main() -> None:
     config = configuration.load(args.config, overrides(changes) | args.contender.changes)
     contenders.settle(config)
     os.environ |= args.contender.environment
-    comm = connect(config)
+    comm = connect(config, groups=bool(registry.find(config.reduce.compressor).groups))
     step = args.contender.prepare(config, comm)
     for block in itertools.count():
         word = args.words / f"go-{block}"

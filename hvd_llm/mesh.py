@@ -22,7 +22,15 @@ class Mesh:
     groups: tuple[Group, ...]
 
     def named(self, names: Collection[str]) -> list[Group]:
-        """Those of all groups that names such as "node" stand for."""
+        """Those of all groups that names such as "node" stand for.
+
+        Raises:
+            UserError: "across" is among them, and hosts have not equally many ranks.
+        """
+        homes = [len(group.ranks) for group in self.groups if group.name.startswith("node.")]
+        if "across" in names and len(set(homes)) > 1:
+            numbers = f"{min(homes)} to {max(homes)}"
+            raise UserError(f"reduce.compressor needs equally many ranks on every host, not {numbers}", shared=True)
         return [group for group in self.groups if group.name.partition(".")[0] in names]
 
 

@@ -62,6 +62,11 @@ class Comm(ABC):
     def ranks(self, group: Group) -> tuple[int, ...]:
         """The world ranks of a group, in the order in which its results come."""
 
+    def place(self, group: Group) -> tuple[int, int]:
+        """This rank's place in a group that it is in, and the group's size."""
+        ranks = self.ranks(group)
+        return ranks.index(self.rank), len(ranks)
+
     @abstractmethod
     def sum_async(self, name: str, tensor: Tensor, group: Group = WORLD) -> Handle:
         """Sum a floating-point or integer tensor over the group, in place; the handle gives `tensor`.

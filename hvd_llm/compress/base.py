@@ -13,7 +13,7 @@ The generator knows no transport, so the same code runs over Horovod, on simulat
   all ranks kept is the sum of what they gave.
 - `state` holds the generator's tensors between steps. They are kept by parameter, so their first dimension is
   that of `gradient`. Replace them, never write into them: a step that is skipped takes the old ones back.
-- `at` says where and when: rank, size, step.
+- `at` says where and when: rank, size, step; `at.within(group)` the same within a group.
 
 A tensor that was yielded belongs to the driver, which may overwrite it.
 """
@@ -90,6 +90,7 @@ class At:
         rank, size: of the group that exchanges.
         step: from 0.
         feedback: whether what `gradient` holds in the end is kept for the next step.
+        groups: rank and size in each group, by name.
     """
 
     name: str = ""
@@ -98,6 +99,11 @@ class At:
     step: int = 0
     seed: int = 0
     feedback: bool = False
+    groups: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def within(self, group: str) -> "At":
+        rank, size = self.groups[group]
+        return dataclasses.replace(self, rank=rank, size=size, groups={})
 
     def generator(self, device: torch.device, *, everyone: bool) -> torch.Generator:
         """A source of random numbers that depends on nothing but this; the same for everyone, or for each rank its own.
@@ -116,7 +122,7 @@ class Compressor:
     """A generator function with its options set.
 
     Attributes:
-        takes: "flat" buckets, or "matrices": those of one shape, stacked.
+        takes: "flat" buckets, or "matrices": those of one shape, stacked; there may be none of them.
         same: slots of the state that are equal on all ranks. The others are sums of which each rank has a part:
             when the number of ranks changes, they are added up.
         groups: names of the groups it asks for besides "world".
@@ -165,11 +171,26 @@ class Compressor:
     @property
     def text(self) -> str:
         """As `reduce.compressor` names it, with all its options."""
-        options = ", ".join(f"{name}={value!r}" for name, value in self.defaults.items())
+        given = {name: value if isinstance(value, Compressor) else repr(value) for name, value in self.defaults.items()}
+        options = ", ".join(f"{name}={value}" for name, value in given.items())
         return f"{self.name}({options})" if options else self.name
 
     def with_options(self, **options: Any) -> "Compressor":
-        return dataclasses.replace(self, options=dict(self.options) | options)
+        """The same with other options; a compressor among them is one that it wraps."""
+        found = self
+        for option in options.values():
+            if isinstance(option, Compressor):
+                found = found._wrapping(option)
+        return dataclasses.replace(found, options=dict(found.options) | options)
+
+    def _wrapping(self, inner: "Compressor") -> "Compressor":
+        """It takes what `inner` takes and keeps the same slots; the error feedback is its own, with `inner`'s decay."""
+        options = {name: value for name, value in self.options.items() if name != "feedback"}
+        feedback = {name: value for name, value in inner.options.items() if name == "feedback"}
+        return dataclasses.replace(self, options=options | feedback, takes=inner.takes, same=inner.same)
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def compressor(function=None, *, feedback: float | None = None, **attributes):

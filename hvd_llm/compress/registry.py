@@ -22,7 +22,7 @@ def names() -> list[str]:
 
 
 def find(text: str) -> Compressor:
-    """Return the compressor that `text` names, such as "topk" or "topk(keep=32, feedback=0.9)".
+    """Return the compressor that `text` names, such as "topk", "topk(keep=32)" or "hierarchical(across=topk(keep=32))".
 
     Raises:
         UserError: no such name or option, or its package cannot be imported.
@@ -67,7 +67,7 @@ def _split(text: str) -> list[str]:
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:
-    """Read "name" or "name(option=value, …)"; values are plain Python literals."""
+    """Read "name" or "name(option=value, …)"; values are plain Python literals, or compressors as text."""
     wrong = f"reduce.compressor is {text!r}; write a name, or options with it as in 'topk(keep=32)'"
     try:
         name, bracket, options = text.strip().partition("(")
@@ -87,6 +87,8 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
 def _literal(node: ast.expr) -> Any:
     if isinstance(node, ast.Name) and node.id in ("true", "false"):
         return node.id == "true"
+    if isinstance(node, ast.Name | ast.Call):
+        return ast.unparse(node)
     return ast.literal_eval(node)
 
 
@@ -102,7 +104,7 @@ def _try(found: Compressor, text: str) -> None:
     """Let it make its first request, so that an option that cannot be is found before training."""
     shape = (2, 64, 64) if found.takes == "matrices" else (10_000,)
     try:
-        next(found(torch.ones(shape), {}, At(size=2)))
+        next(found(torch.ones(shape), {}, At(size=2, groups=dict.fromkeys(found.groups, (0, 2)))))
     except StopIteration:
         pass
     except UserError as error:
@@ -112,11 +114,17 @@ def _try(found: Compressor, text: str) -> None:
 
 
 def _with_options(found: Compressor, text: str, options: dict[str, Any]) -> Compressor:
-    for name, value in options.items():
+    for name, value in sorted(options.items(), key=lambda option: not _wraps(found, option[0])):
         if name not in found.defaults:
             raise UserError(f"reduce.compressor is {text!r}: no option {name!r}{nearest(name, found.defaults)}")
-        default = found.defaults[name]
+        default = found.defaults[name].name if _wraps(found, name) else found.defaults[name]
         kinds = {float: (float, int)}.get(type(default), (type(default),))
         if type(value) not in kinds:
             raise UserError(f"reduce.compressor is {text!r}: {name} is {value!r}, but should be like {default!r}")
-    return found.with_options(**options)
+        found = found.with_options(**{name: find(value) if _wraps(found, name) else value})
+    return found
+
+
+def _wraps(found: Compressor, option: str) -> bool:
+    """Whether an option is another compressor. What that one is says which other options there are."""
+    return isinstance(found.defaults.get(option), Compressor)

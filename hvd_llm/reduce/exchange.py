@@ -19,6 +19,9 @@ class Exchange:
 
     A bucket may hold several generators of one kind, a stack of matrices each. They go from round to round together,
     and their sums travel as one operation; one may be done before the others.
+
+    Attributes:
+        payload_bytes: of all requests so far, but for those among the ranks of a host.
     """
 
     def __init__(
@@ -70,9 +73,10 @@ class Exchange:
             except StopIteration as stop:
                 self._results[index] = stop.value
         requests = list(self._requests.values())
-        self.payload_bytes += sum(request.payload_bytes for request in requests)
+        self.payload_bytes += sum(request.payload_bytes for request in requests if request.group != "node")
         name = f"{self._name}.{self._round}"
-        if len(requests) > 1 and all(isinstance(request, Sum) for request in requests):
+        sums = all(isinstance(request, Sum) for request in requests)
+        if len(requests) > 1 and sums and len({request.group for request in requests}) == 1:
             joined = torch.cat([request.tensor.reshape(-1) for request in requests])
             self._pending = [self._issue(name, Sum(joined, requests[0].group))]
         else:

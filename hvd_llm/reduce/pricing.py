@@ -4,7 +4,7 @@ It runs the generator on real numbers, as rank 0, and answers its requests with 
 are those of the algorithms that MPI and Gloo use for large tensors; time is that of the generator alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -23,10 +23,12 @@ class Operation:
         kind: "bucket" for a sum of the gradient where it lies, which ranks that share memory do there; "sum", "gather",
             "all_to_all".
         sent_bytes: payload that the rank sends, what it passes on for others included.
+        group: name of the group among which it does.
     """
 
     kind: str
     sent_bytes: float
+    group: str = "world"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,13 @@ class Price:
 
     @property
     def sent_bytes(self) -> float:
-        return sum(operation.sent_bytes for operation in self.operations)
+        """What the rank sends to other hosts."""
+        return sum(operation.sent_bytes for operation in self.operations if operation.group != "node")
+
+    @property
+    def node_bytes(self) -> float:
+        """What it sends within its host."""
+        return sum(operation.sent_bytes for operation in self.operations if operation.group == "node")
 
     @property
     def wire_bytes(self) -> float:
@@ -56,8 +64,9 @@ def together(prices: Sequence[Price]) -> Price:
     operations: list[Operation] = []
     for found in zip_longest(*(price.operations for price in prices)):
         same = [operation for operation in found if operation]
-        if len(same) > 1 and all(operation.kind in ("bucket", "sum") for operation in same):
-            operations.append(Operation("sum", sum(operation.sent_bytes for operation in same)))
+        groups = {operation.group for operation in same}
+        if len(same) > 1 and len(groups) == 1 and all(operation.kind in ("bucket", "sum") for operation in same):
+            operations.append(Operation("sum", sum(operation.sent_bytes for operation in same), *groups))
         else:
             operations += same
     return Price(tuple(operations), sum(price.kernel_s for price in prices))
@@ -68,18 +77,21 @@ def price(
     gradient: Tensor,
     size: int,
     state: State | None = None,
-    groups: Mapping[str, int] | None = None,
+    node_size: int = 1,
 ) -> Price:
     """Run one exchange as rank 0 of `size`.
+
+    What a rank of the world sends to another is taken to leave the host.
 
     Args:
         gradient: as the compressor takes it; it is left alone.
         state: of an earlier step, changed in place; none at the first.
-        groups: sizes of groups other than "world".
+        node_size: ranks on each host.
     """
-    sizes = {"world": size} | dict(groups or {})
+    sizes = {"world": size, "node": node_size, "across": size // node_size}
+    at = At("price", 0, size, groups={name: (0, count) for name, count in sizes.items()})
     gradient = gradient.clone()
-    generator = compressor(gradient, {} if state is None else state, At("price", 0, size))
+    generator = compressor(gradient, {} if state is None else state, at)
     operations, kernel_s, answer = [], 0.0, None
     while True:
         began = moment(gradient.device)
@@ -88,7 +100,8 @@ def price(
         except StopIteration:
             return Price(tuple(operations), kernel_s + moment(gradient.device) - began)
         kernel_s += moment(gradient.device) - began
-        operations.append(Operation(_kind(request, gradient), sent_bytes(request, sizes[request.group])))
+        sent = sent_bytes(request, sizes[request.group])
+        operations.append(Operation(_kind(request, gradient), sent, request.group))
         answer = _invent(request, sizes[request.group])
 
 

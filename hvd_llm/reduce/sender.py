@@ -67,8 +67,7 @@ class Sender:
         self.memory = Memory(self.buckets, kept)
         self._name, self._route = name, route
         self._flights: dict[int, _Flight] = {}
-        everyone = route.comm.ranks(route.groups["world"])
-        self._place, self._size = everyone.index(route.comm.rank), len(everyone)
+        self._places = {name: route.comm.place(group) for name, group in route.groups.items()}
 
     @torch.no_grad()
     def send(self, bucket: Bucket, step: int, compress: bool = True, ready_ns: int | None = None) -> None:
@@ -84,7 +83,7 @@ class Sender:
         generators = []
         for segment, state in zip(bucket.segments, self.memory.draft(bucket.index), strict=True):
             compressor = segment.compressor if compress else none
-            at = At(next(iter(segment.views)), self._place, self._size, step, self._route.seed)
+            at = At(next(iter(segment.views)), *self._places["world"], step, self._route.seed, groups=self._places)
             generators.append(compressor(segment.tensor, state, at))
         name = f"{self._name}.{bucket.index}"
         exchange = Exchange(name, generators, self._route.comm, self._route.groups)

@@ -1,16 +1,23 @@
-"""Send a gradient through every compressor; rank 0 prints what each host sent, as JSON, and what it should have."""
+"""Send a gradient through compressors, all or those named; rank 0 prints, as JSON, what each host sent and should have.
+
+What it should have is only right of ranks with a host each, and of compressors that know of hosts.
+"""
 
 import json
 import shlex
+import socket
 import subprocess
+import sys
 import time
 
 import torch
 
-from hvd_llm.comm import WORLD, connect
+from hvd_llm import mesh
+from hvd_llm.comm import connect
 from hvd_llm.compress import registry
 from hvd_llm.compress.base import At
 from hvd_llm.config import Config, Reduce
+from hvd_llm.launcher import Launch
 from hvd_llm.reduce.exchange import Exchange
 from hvd_llm.reduce.pricing import price
 
@@ -27,20 +34,27 @@ def sent_bytes(moment: str) -> int:
 
 
 torch.set_num_threads(1)
-comm = connect(Config(reduce=Reduce(cycle_ms=100)))
+comm = connect(Config(reduce=Reduce(cycle_ms=100)), groups=Launch.from_environment().local_size > 1)
+ranks = mesh.build(comm.rank, comm.gather_objects("hosts", socket.gethostname()))
+comm.register(ranks.named(("node", "across")))
+groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
+places = {name: comm.place(group) for name, group in groups.items()}
 found = {}
-# Horovod asks all ranks in every cycle whether there is anything to do, and the counting itself talks.
-idle = -sent_bytes("before.nothing") + sent_bytes("after.nothing")
-for name in registry.names():
+for name in sys.argv[1:] or registry.names():
     compressor = registry.find(name)
     gradient = torch.randn(SHAPES[compressor.takes], generator=torch.Generator().manual_seed(comm.rank))
-    before, state = sent_bytes(f"before.{name}"), {}
+    before, began, state = sent_bytes(f"before.{name}"), time.monotonic(), {}
     for step in range(STEPS):
-        generator = compressor(gradient.clone(), state, At("w", comm.rank, comm.size, step))
-        Exchange(name, [generator], comm, {"world": WORLD}).finish()
-    counted = comm.gather_objects(f"end.{name}", sent_bytes(f"after.{name}") - before - idle)
-    priced = STEPS * price(compressor, gradient, comm.size).wire_bytes
-    found[name] = {"counted": sum(counted) / comm.size, "priced": priced}
+        generator = compressor(gradient.clone(), state, At("w", comm.rank, comm.size, step, groups=places))
+        Exchange(name, [generator], comm, groups).finish()
+    # Horovod asks all ranks in every cycle whether there is anything to do, and the counting itself talks.
+    silence = time.monotonic() - began
+    after = sent_bytes(f"after.{name}")
+    time.sleep(silence)
+    idle = sent_bytes(f"silence.{name}") - after
+    counted = comm.gather_objects(f"end.{name}", after - before - idle)
+    a_rank = price(compressor, gradient, comm.size, node_size=comm.local_size).wire_bytes
+    found[name] = {"counted": sum(counted) / comm.size, "priced": STEPS * comm.local_size * a_rank}
 if comm.rank == 0:
     print(json.dumps(found))
 comm.close()

@@ -99,6 +99,12 @@ CASES = {
     "no such option of a compressor": (f"{TRAIN} --reduce.compressor topk(kepe=3)", nothing, "did you mean 'keep'"),
     "option of another type": (f"{TRAIN} --reduce.compressor topk(keep=0.5)", nothing, "keep is 0.5"),
     "option out of range": (f"{TRAIN} --reduce.compressor topk(keep=33)", nothing, "multiple of 8"),
+    "no such compressor in another": (f"{TRAIN} --reduce.compressor hierarchical(across=tokp)", nothing, "mean 'topk'"),
+    "compressor in another that knows hosts": (
+        f"{TRAIN} --reduce.compressor hierarchical(across=hierarchical)",
+        nothing,
+        "cannot be used across nodes",
+    ),
     "compressor that is no name": (f"{TRAIN} --reduce.compressor topk(", nothing, "write a name"),
     "delay as long as a round": (f"{TRAIN} --sync.every 4 --sync.delay 4", nothing, "sync.delay is 4"),
     "warm-up of ranks apart": (f"{TRAIN} --sync.every 4 --reduce.warmup_steps 3", nothing, "sync.after"),

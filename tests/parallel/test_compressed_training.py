@@ -11,7 +11,7 @@ BAD_STEP = 5
 LATER = 4
 
 
-@pytest.fixture(params=[name for name in registry.names() if name != "none"])
+@pytest.fixture(params=[*(name for name in registry.names() if name != "none"), "hierarchical(across=powersgd)"])
 def config(request, folders):
     name = request.param
     return settings(folders, "causal", reduce={"compressor": name, "warmup_steps": 2, "bucket_mb": 0.02})

@@ -2,30 +2,31 @@
 
 import pytest
 import torch
-from worlds import Real, Simulated
+from worlds import Real, Simulated, node_size
 
 from hvd_llm.compress import registry
-from hvd_llm.compress.base import At
+from hvd_llm.compress.base import At, Compressor
 from hvd_llm.compress.none import none
 from hvd_llm.reduce import lockstep
 from hvd_llm.reduce.buckets import Bucket, Segment
-from hvd_llm.reduce.memory import Memory
+from hvd_llm.reduce.memory import Memory, take_over
 from hvd_llm.reduce.pricing import price
 
 SHAPES = {"flat": (5001,), "matrices": (3, 40, 24)}
 STEPS = 4
+WRAPPED = [f"hierarchical(across={name})" for name in ("none", "bf16", "topk", "dgc", "randomk", "powersgd")]
 
 
-@pytest.fixture(params=[1, 2, 3, 4, 7, 64, "real"])
+@pytest.fixture(params=[1, 2, 3, 4, 7, "7 on one host", 64, "real"])
 def world(request, comm):
     if request.param == "real":
         return Real(comm)
     if comm.controller != "none":
         pytest.skip("simulated ranks need no real ones")
-    return Simulated(request.param)
+    return Simulated(7, one_host=True) if request.param == "7 on one host" else Simulated(request.param)
 
 
-@pytest.fixture(params=registry.names())
+@pytest.fixture(params=[*registry.names(), *WRAPPED])
 def compressor(request):
     return registry.find(request.param)
 
@@ -33,7 +34,9 @@ def compressor(request):
 def lossless(compressor):
     """The compressor with whatever it has of error feedback: nothing is forgotten."""
     options = {"feedback": 1.0, "momentum": 0.0}
-    return compressor.with_options(**{name: options[name] for name in compressor.defaults if name in options})
+    found = {name: options[name] for name in compressor.defaults if name in options}
+    inner = {name: lossless(option) for name, option in compressor.defaults.items() if isinstance(option, Compressor)}
+    return compressor.with_options(**inner, **found)
 
 
 def gradient(compressor, rank: int, step: int = 0) -> torch.Tensor:
@@ -130,6 +133,27 @@ def _buckets(compressor, counts: list[int]) -> list[Bucket]:
     return buckets
 
 
+@pytest.mark.parametrize(("before", "after"), [((4, 2), (6, 3)), ((6, 3), (2, 1)), ((4, 2), (4, 1)), ((4, 4), (4, 2))])
+def test_what_was_kept_is_sent_by_other_ranks_on_other_hosts(compressor, before, after):
+    """Ranks and ranks on a host; a checkpoint between them."""
+    compressor, states, received = lossless(compressor), [], 0
+    for index, (size, on_host) in enumerate((before, after)):
+        kept = [{"weight": state} for state in states]
+        taken = [
+            take_over(lambda writer, kept=kept: kept[writer], len(kept), r, size, compressor.same) for r in range(size)
+        ]
+        states = [named.get("weight", {}) for named in taken]
+        for step in range(index * STEPS, (index + 1) * STEPS):
+            parts = [gradient(compressor, rank, step) for rank in range(size)]
+            received += lockstep.reduce(compressor, parts, states, At("weight", step=step), node_size=on_host)[
+                0
+            ].double()
+    sizes = [before[0]] * STEPS + [after[0]] * STEPS
+    given = sum(gradient(compressor, r, step).double() for step, size in enumerate(sizes) for r in range(size))
+    rest = sum(state.get("error", torch.zeros(SHAPES[compressor.takes])).double() for state in states)
+    torch.testing.assert_close(received + rest, given, rtol=1e-5, atol=1e-6 * float(given.abs().max()))
+
+
 def test_the_drivers_agree_bit_for_bit(comm, compressor):
     """Every rank simulates all of them; sums it leaves to the network, which adds in an order of its own."""
     real, simulated = [{}], [{} for _ in range(comm.size)]
@@ -141,11 +165,19 @@ def test_the_drivers_agree_bit_for_bit(comm, compressor):
             everyone,
             simulated,
             At("w", step=step),
-            add=lambda tensors: comm.sum("lockstep", tensors[comm.rank].contiguous().clone()),
+            add=lambda tensors: _network_sum(comm, tensors),
+            node_size=node_size(comm.size),
         )
         assert torch.equal(result, expected[comm.rank])
     assert real[0].keys() == simulated[comm.rank].keys()
     assert all(torch.equal(value, simulated[comm.rank][slot]) for slot, value in real[0].items())
+
+
+def _network_sum(comm, tensors):
+    """Of two, there is one sum."""
+    if len(tensors) <= 2:
+        return lockstep.in_rank_order([tensor.contiguous() for tensor in tensors])
+    return comm.sum("lockstep", tensors[comm.rank].contiguous().clone())
 
 
 def test_what_comes_out_is_close_to_the_sum_over_time(compressor):
@@ -221,3 +253,24 @@ def test_many_rows_are_added_as_a_table(world):
     total = world.total([part.clone() for part in parts])
     for result in world.reduce(registry.find("rows"), parts, [{} for _ in world.ranks], At("weight")):
         assert torch.equal(result, total)
+
+
+@pytest.mark.parametrize("name", ["none", "int4", "topk", "powersgd"])
+def test_hosts_send_less_if_their_ranks_add_up_first(name):
+    """8 hosts of 8 ranks: what a rank sends to other hosts is priced at an eighth of what a host of one rank sends."""
+    alone, together = registry.find(name), registry.find(f"hierarchical(across={name})")
+    mine = torch.randn(8, 256, 256) if alone.takes == "matrices" else torch.randn(2**19)
+    found = price(together, mine, 64, node_size=8)
+    assert found.sent_bytes == pytest.approx(price(alone, mine, 8).sent_bytes / 8, rel=0.02)
+    assert found.node_bytes == pytest.approx(2 * 7 / 8 * mine.nbytes, rel=0.02)
+
+
+def test_a_share_of_matrices_may_be_none():
+    """Two matrices on hosts of four ranks."""
+    found = registry.find("hierarchical(across=powersgd(rank=2))")
+    parts = [gradient(found, rank)[:2] for rank in range(8)]
+    states = [{} for _ in parts]
+    results = lockstep.reduce(found, [part.clone() for part in parts], states, At("weight"), node_size=4)
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert [bool(state["error"].any()) for state in states] == [True, True, False, False] * 2
+    torch.testing.assert_close(results[0] + sum(state["error"] for state in states), sum(parts))

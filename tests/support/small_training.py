@@ -1,8 +1,9 @@
 """A model of some thousand parameters in training, for tests that compare two of them."""
 
 import torch
+from worlds import mesh_of
 
-from hvd_llm import config, mesh, models
+from hvd_llm import config, models
 from hvd_llm.compress import registry
 from hvd_llm.data import open_dataset
 from hvd_llm.state import State
@@ -29,7 +30,7 @@ def settings(folders, task: str, **changes):
 def trainer(comm, config, dtype=torch.float32, restore=None):
     dataset = open_dataset(config.data.path)
     model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(dtype)
-    ranks = mesh.build(comm.rank, ["host"] * comm.size)
+    ranks = mesh_of(comm)
     training, validation = (batches(config, dataset, split) for split in ("train", "validation"))
     among = registry.candidates(config.reduce.compressor)
     state = State(config, model)

@@ -2,10 +2,22 @@
 
 import torch
 
-from hvd_llm.comm import WORLD
+from hvd_llm import mesh
 from hvd_llm.compress.base import At
 from hvd_llm.reduce import lockstep
 from hvd_llm.reduce.exchange import Exchange
+
+
+def node_size(size: int) -> int:
+    """How many ranks share a host in a test; more than one host, if there can be."""
+    return {4: 2, 6: 3, 64: 8}.get(size, 1)
+
+
+def mesh_of(comm) -> mesh.Mesh:
+    """Real ranks on hosts that they make believe, ready for compressors that know of hosts."""
+    ranks = mesh.build(comm.rank, [f"host{rank // node_size(comm.size)}" for rank in range(comm.size)])
+    comm.register(ranks.named(("node", "across")))
+    return ranks
 
 
 class Simulated:
@@ -15,12 +27,13 @@ class Simulated:
         ranks: those that this process is.
     """
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, one_host: bool = False):
         self.size, self.ranks = size, range(size)
+        self.node_size = size if one_host else node_size(size)
 
     def reduce(self, compressor, gradients, states, at):
         """One exchange; `gradients` and `states` are those of `ranks`, and so are the results."""
-        return lockstep.reduce(compressor, gradients, states, at)
+        return lockstep.reduce(compressor, gradients, states, at, node_size=self.node_size)
 
     def total(self, tensors):
         """The sum over all ranks of one tensor for each of `ranks`."""
@@ -36,12 +49,14 @@ class Real:
 
     def __init__(self, comm):
         self.size, self.ranks = comm.size, [comm.rank]
-        self._comm = comm
+        ranks = mesh_of(comm)
+        self._comm, self._groups = comm, {"world": ranks.world, "node": ranks.node, "across": ranks.across}
 
     def reduce(self, compressor, gradients, states, at):
-        here = At(at.name, self._comm.rank, self.size, at.step, at.seed)
+        places = {name: self._comm.place(group) for name, group in self._groups.items()}
+        here = At(at.name, self._comm.rank, self.size, at.step, at.seed, groups=places)
         generator = compressor(gradients[0], states[0], here)
-        return Exchange("real", [generator], self._comm, {"world": WORLD}).finish()
+        return Exchange("real", [generator], self._comm, self._groups).finish()
 
     def total(self, tensors):
         return self._comm.sum("total", tensors[0].clone())

@@ -101,6 +101,30 @@ def test_lockstep_answers_every_request(ranks):
     assert len({result.data_ptr() for result in results}) == ranks, "ranks share a tensor"
 
 
+def test_lockstep_ranks_of_a_group_answer_each_other():
+    """Six ranks on hosts of three; those that ask less end before the others."""
+
+    def asks_groups(gradient, state, at):
+        state["node"] = torch.cat((yield Gather(gradient[:1], "node")))
+        for _ in range(at.within("node").rank):
+            state["across"] = torch.cat((yield Gather(gradient[:1], "across")))
+        assert at.groups == {"world": (at.rank, 6), "node": (at.rank % 3, 3), "across": (at.rank // 3, 2)}
+        return gradient
+
+    states = [{} for _ in range(6)]
+    lockstep.reduce(compressor(asks_groups), [torch.full((2,), float(r)) for r in range(6)], states, node_size=3)
+    assert [state["node"].tolist() for state in states] == [[0, 1, 2]] * 3 + [[3, 4, 5]] * 3
+    assert [state["across"].tolist() for state in states if "across" in state] == [[1, 4], [2, 5]] * 2
+
+
+def test_lockstep_sees_ranks_that_wait_for_each_other_in_vain():
+    def disagree(gradient, state, at):
+        return (yield Sum(gradient, "node" if at.rank else "world"))
+
+    with pytest.raises(AssertionError, match="ask for different things"):
+        lockstep.reduce(compressor(disagree), [torch.zeros(1)] * 2, [{}, {}])
+
+
 def test_bfloat16_is_summed_in_float32_in_lockstep_too():
     parts = [torch.tensor([1.0], dtype=torch.bfloat16)] + [torch.tensor([2**-8], dtype=torch.bfloat16)] * 8
     (result, *_) = lockstep.reduce(none, [part.clone() for part in parts], [{} for _ in parts])
@@ -122,6 +146,13 @@ def test_hosts_and_what_goes_across_them():
     meshes = [mesh.build(rank, ["a", "b", "a", "b", "a"]) for rank in range(5)]
     assert [ranks.node.ranks for ranks in meshes] == [(0, 2, 4), (1, 3), (0, 2, 4), (1, 3), (0, 2, 4)]
     assert [ranks.across.ranks for ranks in meshes] == [(0, 1), (0, 1), (2, 3), (2, 3), (4,)]
+
+
+def test_hosts_with_unlike_numbers_of_ranks_have_no_groups_across():
+    ranks = mesh.build(0, ["a", "a", "b"])
+    assert [group.ranks for group in ranks.named(["node"])] == [(0, 1), (2,)]
+    with pytest.raises(UserError, match="equally many ranks on every host, not 1 to 2"):
+        ranks.named(["node", "across"])
 
 
 def test_a_mesh_that_does_not_fit_names_the_nearest_that_does():
