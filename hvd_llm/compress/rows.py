@@ -11,7 +11,7 @@ from hvd_llm.compress.base import Gather, Sum, compressor
 _INDEX = {torch.float32: torch.int32, torch.float64: torch.int64}  # as wide as a number, to travel with it
 
 
-@compressor(takes="matrices")
+@compressor(takes="matrices", dense=True)
 def rows(gradient, state, at):
     """the rows that are not zero, where these are few, as in gradients of embeddings; exact"""
     table = gradient.flatten(0, -2)

@@ -82,7 +82,7 @@ class Sender:
             bucket.flat.fill_(torch.nan)  # everywhere, so that no compressor can leave it out: all ranks must see it
         generators = []
         for segment, state in zip(bucket.segments, self.memory.draft(bucket.index), strict=True):
-            compressor = segment.compressor if compress else none
+            compressor = segment.compressor if compress or segment.compressor.dense else none
             at = At(next(iter(segment.views)), *self._places["world"], step, self._route.seed, groups=self._places)
             generators.append(compressor(segment.tensor, state, at))
         name = f"{self._name}.{bucket.index}"
