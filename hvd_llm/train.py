@@ -220,7 +220,7 @@ class Trainer:
                 (loss * (self.state.loss_scale.value / self.nominal)).backward()
         totals = totals or self._share(alone, loss_total, *counts)  # where no sequence of this batch is ours
         self.reducer.finish()
-        loss_sum, all_targets, all_tokens = totals.wait().tolist()
+        loss_sum, all_targets, all_tokens = self.reducer.wait(totals).tolist()
 
         row = self.update.take(self.nominal / max(1.0, counts[0] if alone else all_targets))
         if alone:

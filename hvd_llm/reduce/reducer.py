@@ -1,15 +1,17 @@
 """When gradients are sent: each bucket as soon as its last gradient is there, inside backward; or when that is over."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from hvd_llm.comm import Handle
 from hvd_llm.reduce.buckets import Bucket
 from hvd_llm.reduce.memory import Memory, Named
 from hvd_llm.reduce.policy import Planned
-from hvd_llm.reduce.sender import Route, Sender
+from hvd_llm.reduce.sender import POLL_S, Route, Sender
 from hvd_llm.reduce.turns import InTurn
 
 
@@ -157,6 +159,13 @@ class Reducer:
     def advance(self) -> None:
         """Move what need not wait."""
         self._sender.advance()
+
+    def wait(self, handle: Handle) -> Any:
+        """Wait for another operation. With overlap "forward", there may be buckets that wait for their turn meanwhile."""
+        while self._overlap == "forward" and not handle.ready():
+            self._sender.advance()
+            time.sleep(POLL_S)
+        return handle.wait()
 
     def _fill(self, bucket: Bucket) -> None:
         """Parameters that got no gradient in this step (on this rank) contribute zeros."""

@@ -62,6 +62,9 @@ class InTurn(Sender):
 
     def finite(self) -> bool:
         """Wait for the others' `over`: whether every rank's gradients were finite."""
+        while not self._agreed.ready():
+            self.advance()  # the network must not run dry meanwhile
+            time.sleep(POLL_S)
         bad, *sent = self._agreed.wait().tolist()
         # If all the early ones were sent, more could have been; the last ones become ready when backward ends.
         self._early = max(sent) if max(sent) < self._early else min(len(self.buckets), 2 * max(sent))
