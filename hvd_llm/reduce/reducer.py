@@ -161,7 +161,7 @@ class Reducer:
         self._sender.advance()
 
     def wait(self, handle: Handle) -> Any:
-        """Wait for another operation. With overlap "forward", there may be buckets that wait for their turn meanwhile."""
+        """Wait for another operation; with overlap "forward", buckets may take their turns meanwhile."""
         while self._overlap == "forward" and not handle.ready():
             self._sender.advance()
             time.sleep(POLL_S)
