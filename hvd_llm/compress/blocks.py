@@ -1,6 +1,7 @@
 """Blocks of numbers that share one float32 scale: what int8, fp8, int4 and onebit have in common.
 
-A payload is every block's scale, then every block's codes.
+A payload is every block's scale, then every block's codes. Time goes by the number of passes over memory, so results
+are written where they belong at once, and decoding onto something scales and adds in one.
 """
 
 from abc import ABC, abstractmethod
@@ -30,12 +31,12 @@ class BlockCodec(ABC):
             raise UserError(f"a compressor's block is {self.block}; it must be a multiple of 32")
 
     @abstractmethod
-    def quantize(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """(blocks, elements) float → scales (blocks, 1) float32 and codes (blocks, block * bits / 8), one byte each."""
+    def quantize(self, blocks: Tensor, scales: Tensor, codes: Tensor) -> None:
+        """`blocks`, (count, block) float32 → `scales`, (count, 1) float32, and `codes`, (bytes,) uint8."""
 
     @abstractmethod
-    def dequantize(self, codes: Tensor, scales: Tensor, out: Tensor) -> None:
-        """Codes (blocks, block * bits / 8) uint8 and scales (blocks, 1) → `out`, (blocks, block)."""
+    def levels(self, codes: Tensor, out: Tensor) -> Tensor:
+        """`codes`, (bytes,) uint8 → `out`, (count, block) float32: what is to be multiplied by the scales."""
 
     def unpadded(self, spare: int) -> float:
         """What the scale of a block must be multiplied by if `spare` of its elements are zeros that were added."""
@@ -45,27 +46,43 @@ class BlockCodec(ABC):
         return -(-elements // self.block) * (4 + self.block * self.bits // 8)
 
     def encode(self, values: Tensor, payload: Tensor) -> None:
+        blocks, scales, codes = self._parts(values, payload)
+        self.quantize(blocks, scales, codes)
         spare = -values.numel() % self.block
-        scales, codes = self.quantize((pad(values, (0, spare)) if spare else values).view(-1, self.block))
         if spare:
             scales[-1] *= self.unpadded(spare)
-        payload[: 4 * len(scales)].view(torch.float32).copy_(scales.view(-1))
-        payload[4 * len(scales) :].copy_(codes.view(-1).view(torch.uint8))
 
     def decode(self, payload: Tensor, out: Tensor) -> None:
-        count = -(-out.numel() // self.block)
-        scales = payload[: 4 * count].view(torch.float32).view(count, 1)
-        codes = payload[4 * count :].view(count, self.block * self.bits // 8)
-        if out.numel() == count * self.block:
-            self.dequantize(codes, scales, out.view(count, self.block))
-        else:
-            blocks = torch.empty(count, self.block, device=out.device)
-            self.dequantize(codes, scales, blocks)
+        blocks, scales, codes = self._parts(out, payload)
+        self.levels(codes, blocks).mul_(scales)
+        self._store(blocks, out)
+
+    def add(self, payload: Tensor, out: Tensor, times: float = 1) -> None:
+        blocks, scales, codes = self._parts(out, payload)
+        blocks.addcmul_(self.levels(codes, torch.empty_like(blocks)), scales, value=times)
+        self._store(blocks, out)
+
+    def _parts(self, values: Tensor, payload: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(count, block) numbers, a view unless the last block is short, and views of scales and codes."""
+        spare = -values.numel() % self.block
+        blocks = (pad(values, (0, spare)) if spare else values).view(-1, self.block)
+        scales, codes = payload.split([4 * len(blocks), payload.numel() - 4 * len(blocks)])
+        return blocks, scales.view(torch.float32).view(-1, 1), codes
+
+    def _store(self, blocks: Tensor, out: Tensor) -> None:
+        if blocks.numel() > out.numel():
             out.copy_(blocks.view(-1)[: out.numel()])
 
 
 def largest(blocks: Tensor) -> Tensor:
-    """Largest magnitude of each block, (blocks, 1), at least the smallest normal number so that it divides."""
+    """Largest magnitude of each block, (count, 1), at least the smallest normal number so that it divides."""
     # aminmax would say both at once, twenty times as slowly
     low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
-    return torch.maximum(-low, high).clamp_(min=torch.finfo(torch.float32).tiny)
+    return torch.maximum(low.neg_(), high).clamp_(min=torch.finfo(torch.float32).tiny)
+
+
+def rounded(blocks: Tensor, scales: Tensor) -> Tensor:
+    """`blocks` / `scales` rounded to nearest: int32 whose lowest byte is the integer, from -128 to 127."""
+    # From 2^23 to 2^24 floats have no bits for a fraction, so that adding rounds; half of that is for negative numbers.
+    centre = torch.full_like(blocks[:1], 1.5 * 2**23)
+    return torch.addcdiv(centre, blocks, scales).view(torch.int32)

@@ -16,9 +16,10 @@ def with_feedback(function, decay: float = 1.0):
     """
 
     def corrected(gradient, state, at, **options):
-        rest = gradient.to(torch.float32, copy=True)
         if "error" in state:
-            rest.add_(state["error"], alpha=decay)
+            rest = torch.add(gradient, state["error"], alpha=decay)  # float32, as the error is
+        else:
+            rest = gradient.to(torch.float32, copy=True)
         total = yield from function(rest, state, at, **options)
         state["error"] = rest
         return total

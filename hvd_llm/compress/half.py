@@ -19,15 +19,23 @@ class Fp16:
         return 4 + 2 * (elements + elements % 2)
 
     def encode(self, values: Tensor, payload: Tensor) -> None:
-        _, exponent = torch.frexp(torch.maximum(-values.amin(), values.amax()))
+        scale, halves = self._parts(values, payload)
+        _, exponent = torch.frexp(torch.maximum(values.amin().neg_(), values.amax()))
         # An inf has no exponent; whatever the scale, it stays one.
-        scale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), 15 - exponent.clamp(-100, 100))
-        payload[:4].view(torch.float32).copy_(scale)
-        payload[4:].view(torch.float16)[: values.numel()].copy_(values * scale)
+        torch.exp2(exponent.clamp_(-100, 100).sub_(15), out=scale)
+        torch.mul(values, 1 / scale, out=halves)
 
     def decode(self, payload: Tensor, out: Tensor) -> None:
-        out.copy_(payload[4:].view(torch.float16)[: out.numel()])
-        out.div_(payload[:4].view(torch.float32))
+        scale, halves = self._parts(out, payload)
+        out.copy_(halves).mul_(scale)
+
+    def add(self, payload: Tensor, out: Tensor, times: float = 1) -> None:
+        scale, halves = self._parts(out, payload)
+        out.addcmul_(halves.float(), scale, value=times)
+
+    def _parts(self, values: Tensor, payload: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the scale, by which the halves are to be multiplied, and of the halves."""
+        return payload[:4].view(torch.float32).view(()), payload[4:].view(torch.float16)[: values.numel()]
 
 
 class Bf16:
@@ -41,6 +49,9 @@ class Bf16:
 
     def decode(self, payload: Tensor, out: Tensor) -> None:
         out.copy_(payload.view(torch.bfloat16)[: out.numel()])
+
+    def add(self, payload: Tensor, out: Tensor, times: float = 1) -> None:
+        out.add_(payload.view(torch.bfloat16)[: out.numel()], alpha=times)
 
 
 @compressor(feedback=0)

@@ -9,28 +9,28 @@ import torch
 from torch import Tensor
 
 from hvd_llm.compress.base import compressor
-from hvd_llm.compress.blocks import BlockCodec, largest
+from hvd_llm.compress.blocks import BlockCodec, largest, rounded
 from hvd_llm.compress.two_phase import two_phase
 
 
 @dataclass(frozen=True)
 class Int4(BlockCodec):
-    """The first half of a block lies in the low half-bytes, the second in the high ones."""
+    """A byte is low + 16 high: low from the first half of the numbers that are coded together, high from the second."""
 
     block: int = 256
     bits: int = 4
 
-    def quantize(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        scales = largest(blocks) / 7
-        codes = (blocks / scales).round_().add_(8).to(torch.uint8)
-        half = self.block // 2
-        return scales, codes[:, :half] | codes[:, half:] << 4
+    def quantize(self, blocks: Tensor, scales: Tensor, codes: Tensor) -> None:
+        torch.div(largest(blocks), 7, out=scales)
+        low, high = rounded(blocks, scales).view(2, -1)
+        codes.view(torch.int8).copy_(torch.add(low, high, alpha=16))
 
-    def dequantize(self, codes: Tensor, scales: Tensor, out: Tensor) -> None:
-        half = self.block // 2
-        out[:, :half].copy_(codes & 15)
-        out[:, half:].copy_(codes >> 4)
-        out.sub_(8).mul_(scales)
+    def levels(self, codes: Tensor, out: Tensor) -> Tensor:
+        low, high = out.view(2, -1)
+        low.copy_(codes.view(torch.int8))
+        torch.mul(low, 1 / 16, out=high).round_()
+        low.sub_(high, alpha=16)
+        return out
 
 
 @compressor(feedback=1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hvd_llm.compress.base import compressor
-from hvd_llm.compress.blocks import BlockCodec, largest
+from hvd_llm.compress.blocks import BlockCodec, largest, rounded
 from hvd_llm.compress.two_phase import two_phase
 
 
@@ -18,17 +18,17 @@ class Int8(BlockCodec):
     bits: int = 8
     random: torch.Generator | None = None
 
-    def quantize(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        scales = largest(blocks) / 127
-        codes = blocks / scales
+    def quantize(self, blocks: Tensor, scales: Tensor, codes: Tensor) -> None:
+        torch.div(largest(blocks), 127, out=scales)
         if self.random is None:
-            codes.round_()
+            integers = rounded(blocks, scales)
         else:
-            codes.add_(torch.rand(codes.shape, generator=self.random, device=codes.device)).floor_().clamp_(-127, 127)
-        return scales, codes.to(torch.int8)
+            fractions = torch.rand(blocks.shape, generator=self.random, device=blocks.device)
+            integers = fractions.addcdiv_(blocks, scales).floor_().clamp_(-127, 127)
+        codes.view(torch.int8).copy_(integers.view(-1))
 
-    def dequantize(self, codes: Tensor, scales: Tensor, out: Tensor) -> None:
-        out.copy_(codes.view(torch.int8)).mul_(scales)
+    def levels(self, codes: Tensor, out: Tensor) -> Tensor:
+        return out.copy_(codes.view(torch.int8).view_as(out))
 
 
 @compressor(feedback=0)

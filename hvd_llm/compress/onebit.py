@@ -5,6 +5,7 @@ Seide et al. 2014; Tang et al. 2021 (arXiv:2102.02888), whose two-phase sum this
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hvd_llm.compress.base import compressor
@@ -18,16 +19,15 @@ class OneBit(BlockCodec):
     block: int = 1024
     bits: int = 1
 
-    def quantize(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        scales = blocks.abs().mean(1, keepdim=True)
-        return scales, pack_signs(blocks)
+    def quantize(self, blocks: Tensor, scales: Tensor, codes: Tensor) -> None:
+        codes.copy_(pack_signs(blocks.view(-1)))
+        torch.mean(blocks.abs(), 1, keepdim=True, out=scales)
 
     def unpadded(self, spare: int) -> float:
         return self.block / (self.block - spare)
 
-    def dequantize(self, codes: Tensor, scales: Tensor, out: Tensor) -> None:
-        unpack_signs(codes, out)
-        out.mul_(scales)
+    def levels(self, codes: Tensor, out: Tensor) -> Tensor:
+        return unpack_signs(codes, out)
 
 
 @compressor(feedback=1)

@@ -7,7 +7,7 @@ section 3.3.) A rank's own slice is never encoded in phase 1; what phase 2 round
 so that one error buffer holds both errors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hvd_llm.compress.base import AllToAll, Gather
 
-# Elements coded at a time: few enough to stay in the core's cache, enough for what every call of torch costs.
+# Elements coded at a time: few enough to stay in cache, enough for what every call of torch costs.
 CHUNK = 2**20
 
 
@@ -34,6 +34,9 @@ class Codec(Protocol):
     def decode(self, payload: Tensor, out: Tensor) -> None:
         """`payload`, (size,) uint8 → `out`, (elements,) float32."""
 
+    def add(self, payload: Tensor, out: Tensor, times: float = 1) -> None:
+        """Add what `payload` stands for to `out`, so many times."""
+
 
 def two_phase(gradient: Tensor, at, codec: Codec):
     """Sum `gradient` over the group, encoded; leaves in it what was not sent if `at.feedback`."""
@@ -45,14 +48,14 @@ def two_phase(gradient: Tensor, at, codec: Codec):
     sizes = [_size(codec, part.numel()) for part in parts]
     own = parts[at.rank]
 
-    payloads = [_encode(codec, part, at.feedback) if part is not own else _encode(codec, part[:0]) for part in parts]
+    nothing = own.new_empty(0, dtype=torch.uint8)
+    payloads = [encode(codec, part, at.feedback) if part is not own else nothing for part in parts]
     incoming = [sizes[at.rank] if rank != at.rank else 0 for rank in range(at.size)]
-    for rank, payload in enumerate((yield AllToAll(payloads, lengths=incoming))):
-        if rank != at.rank:
-            _decode(codec, payload, own, add=True)
-    everyone = yield Gather(_encode(codec, own, at.feedback), lengths=sizes)
+    received = yield AllToAll(payloads, lengths=incoming)
+    others = [payload for rank, payload in enumerate(received) if rank != at.rank]
+    everyone = yield Gather(encode(codec, own, at.feedback, others), lengths=sizes)
     for payload, out in zip(everyone, results, strict=True):
-        _decode(codec, payload, out)
+        decode(codec, payload, out)
     return result
 
 
@@ -63,37 +66,42 @@ def _slices(flat: Tensor, count: int, block: int) -> list[Tensor]:
     return [flat[begin:end] for begin, end in pairwise(bounds)]
 
 
+def _lengths(codec: Codec, elements: int) -> list[int]:
+    """Elements of each chunk: whole blocks. A short last block is a chunk of its own, so that no other is padded."""
+    rest = elements % codec.block
+    step = max(CHUNK // codec.block, 1) * codec.block
+    whole = [min(step, elements - rest - begin) for begin in range(0, elements - rest, step)]
+    return whole + [rest] if rest else whole
+
+
 def _size(codec: Codec, elements: int) -> int:
-    whole, rest = divmod(elements, CHUNK)
-    return whole * codec.size(CHUNK) + (codec.size(rest) if rest else 0)
+    return sum(codec.size(length) for length in _lengths(codec, elements))
 
 
-def _chunks(codec: Codec, values: Tensor, payload: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Numbers and the bytes that stand for them, a chunk at a time."""
-    step = codec.size(CHUNK)
-    for index in range(-(-values.numel() // CHUNK)):
-        chunk = values[index * CHUNK : (index + 1) * CHUNK]
-        yield chunk, payload[index * step : index * step + codec.size(chunk.numel())]
+def _chunks(codec: Codec, values: Tensor, *payloads: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Numbers and, of each payload, the bytes that stand for them, a chunk at a time."""
+    lengths = _lengths(codec, values.numel())
+    sizes = [codec.size(length) for length in lengths]
+    return zip(values.split(lengths), *(payload.split(sizes) for payload in payloads), strict=True)
 
 
-def _encode(codec: Codec, values: Tensor, keep: bool = False) -> Tensor:
-    """(elements,) float32 → uint8; `keep` leaves in `values` what the bytes do not say."""
+def encode(codec: Codec, values: Tensor, keep: bool = False, others: Sequence[Tensor] = ()) -> Tensor:
+    """(elements,) float32, to which `others` (payloads) are added first → uint8.
+
+    Args:
+        keep: leave in `values` what the bytes do not say.
+    """
     payload = torch.empty(_size(codec, values.numel()), dtype=torch.uint8, device=values.device)
-    scratch = torch.empty_like(values[:CHUNK]) if keep else values
-    for chunk, piece in _chunks(codec, values, payload):
+    for chunk, piece, *more in _chunks(codec, values, payload, *others):
+        for other in more:
+            codec.add(other, chunk)
         codec.encode(chunk, piece)
         if keep:
-            codec.decode(piece, scratch[: chunk.numel()])
-            chunk.sub_(scratch[: chunk.numel()])
+            codec.add(piece, chunk, times=-1)
     return payload
 
 
-def _decode(codec: Codec, payload: Tensor, out: Tensor, add: bool = False) -> None:
-    """uint8 → `out`, (elements,) float32, or onto it."""
-    scratch = torch.empty_like(out[:CHUNK]) if add else out
+def decode(codec: Codec, payload: Tensor, out: Tensor) -> None:
+    """uint8 → `out`, (elements,) float32."""
     for chunk, piece in _chunks(codec, out, payload):
-        if add:
-            codec.decode(piece, scratch[: chunk.numel()])
-            chunk.add_(scratch[: chunk.numel()])
-        else:
-            codec.decode(piece, chunk)
+        codec.decode(piece, chunk)

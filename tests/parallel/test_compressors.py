@@ -4,7 +4,7 @@ import pytest
 import torch
 from worlds import Real, Simulated, node_size
 
-from hvd_llm.compress import registry
+from hvd_llm.compress import registry, two_phase
 from hvd_llm.compress.base import At, Compressor
 from hvd_llm.compress.none import none
 from hvd_llm.reduce import lockstep
@@ -208,6 +208,25 @@ def test_a_short_last_block_is_as_good_as_the_others():
     for name in ("int8", "fp8", "int4", "onebit"):
         (total,) = lockstep.reduce(registry.find(name), [torch.ones(4100)], [{}])
         torch.testing.assert_close(total, torch.ones(4100), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8", "fp8", "int4", "onebit", "int8(block=96)"])
+def test_the_numbers_do_not_depend_on_how_many_are_coded_at_a_time(name, monkeypatch):
+    found, outcomes = lossless(registry.find(name)), []
+    for chunk in (two_phase.CHUNK, 1024, 1):
+        monkeypatch.setattr(two_phase, "CHUNK", chunk)
+        states: list[dict] = [{} for _ in range(3)]
+        results = run(Simulated(3), found, states)
+        outcomes.append([*(result for step in results for result in step), *(state["error"] for state in states)])
+    for other in outcomes[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(outcomes[0], other, strict=True))
+
+
+def test_codes_are_rounded_to_nearest():
+    given, step = torch.linspace(-1, 1, 511), 1 / 127
+    (total,) = lockstep.reduce(registry.find("int8"), [given.clone()], [{}])
+    assert float((total - given).abs().max()) <= step / 2 * 1.0001
+    torch.testing.assert_close(total, (given / step).round() * step)
 
 
 def test_rounding_at_random_is_right_in_the_mean():

@@ -76,3 +76,4 @@ def test_kernels_are_compared_with_a_copy():
     assert table.loc["copy", "share_of_copy"] == 1
     assert table.loc["int8", "times_smaller"] > 3.5
     assert (table["GB/s"] > 0).all()
+    assert set(table.index[table[["encode", "decode"]].notna().all(axis=1)]) == set(kernels.CODECS)
