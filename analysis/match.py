@@ -21,9 +21,9 @@ _FREE = (
     "train.epochs",
     "checkpoint.",
     "evaluate.",
-    "optimizer.",  # but its name, below
+    "optimizer.",  # but what decides what is sent, below
 )
-_BUT = ("optimizer.name",)
+_BUT = ("optimizer.name", "optimizer.kappa")
 
 # What a launcher tells each rank about itself.
 _OF_A_RANK = ("RANK", "SIZE", "LOCAL_", "CROSS_", "HOSTNAME", "GLOO_RENDEZVOUS", "GLOO_IFACE", "SECRET", "NUM_NICS")

@@ -103,18 +103,21 @@ class Train:
 
 @_section
 class Optimizer:
-    name: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd with momentum."""
+    name: Literal["adamw", "zero_one_adam", "sgd"] = "adamw"
+    """adamw; zero_one_adam, which is adamw for compressed gradients; or sgd with momentum."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate."""
     beta1: Share = 0.9
-    """adamw: decay of the first moment; sgd: momentum."""
+    """Decay of the first moment; sgd: momentum."""
     beta2: Share = 0.95
-    """adamw: decay of the second moment."""
+    """Decay of the second moment."""
     eps: PositiveFloat = 1e-8
-    """adamw: added to the root of the second moment."""
+    """Added to the root of the second moment."""
+    kappa: Positive = 16
+    """zero_one_adam: the second moment moves, on gradients sent as they are, this often in every step, then as often in
+    every 2nd, every 4th, …"""
     weight_decay: NonNegativeFloat = 0.1
-    """Decay of matrices (decoupled in adamw); biases, norms and other vectors have none."""
+    """Decay of matrices (decoupled but in sgd); biases, norms and other vectors have none."""
     clip_norm: NonNegativeFloat = 1.0
     """Largest global gradient norm. 0: no clipping."""
     clip_by: Literal["this", "last"] = "this"
@@ -309,7 +312,7 @@ def check(config: Config) -> None:
             config.optimizer.schedule == "wsd" and config.optimizer.warmup + config.optimizer.decay > 1,
             f"optimizer.warmup + optimizer.decay is {config.optimizer.warmup + config.optimizer.decay:g}; at most 1",
         ),
-        *_apart(config.sync, train),
+        *_apart(config),
         (
             bool(config.reduce.warmup_steps) and config.sync.every > 1,
             f"reduce.warmup_steps is {config.reduce.warmup_steps}; with sync.every > 1 that is what sync.after is for",
@@ -351,8 +354,9 @@ def _late(config: Config) -> list[tuple[bool, str]]:
     ]
 
 
-def _apart(sync: Sync, train: Train) -> list[tuple[bool, str]]:
+def _apart(config: Config) -> list[tuple[bool, str]]:
     """What does not go together when ranks train apart."""
+    sync, train = config.sync, config.train
     return [
         (
             sync.delay >= sync.every,
@@ -365,6 +369,11 @@ def _apart(sync: Sync, train: Train) -> list[tuple[bool, str]]:
         (
             sync.every > 1 and train.precision == "fp16",
             "train.precision is 'fp16', whose loss scale would differ among ranks that train apart; take 'bf16'",
+        ),
+        (
+            sync.every > 1 and config.optimizer.name == "zero_one_adam",
+            "optimizer.name is 'zero_one_adam', whose second moment must be the same on all ranks, which train apart "
+            f"with sync.every = {sync.every}; take 'adamw'",
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""The update rule, its learning rate as a pure function of the step, and fp16's loss scale."""
+"""The update rule, what of it is a pure function of the step, and fp16's loss scale."""
 
 import math
 from dataclasses import dataclass
@@ -6,13 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hvd_llm.config import Optimizer
+from hvd_llm.config import Config, Optimizer
+from hvd_llm.zero_one_adam import ZeroOneAdam, moves
 
 
 def build(config: Optimizer, groups: list[dict]) -> torch.optim.Optimizer:
-    """AdamW, or SGD with momentum, over parameter groups that carry their own weight decay."""
+    """AdamW, 0/1 Adam, or SGD with momentum, over parameter groups that carry their own weight decay."""
+    betas = config.beta1, config.beta2
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+    if config.name == "zero_one_adam":
+        return ZeroOneAdam(groups, lr=config.lr, betas=betas, eps=config.eps)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.beta1, fused=True)
 
 
@@ -30,6 +34,13 @@ def learning_rate(config: Optimizer, step: int, steps: int) -> float:
     progress = max(0.0, (step - start) / max(1, steps - 1 - start))
     fall = (1 - math.cos(math.pi * progress)) / 2 if config.schedule == "cosine" else progress
     return config.lr * (1 - (1 - config.final_lr) * fall)
+
+
+def exact(config: Config, step: int) -> bool:
+    """Whether the gradients of `step` (from 0) are sent as they are: at first, then when the second moment moves."""
+    since = step - config.reduce.warmup_steps
+    zero_one = config.optimizer.name == "zero_one_adam"
+    return since < 0 or (zero_one and moves(since, config.optimizer.kappa))
 
 
 @dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hvd_llm import device, mesh, models, provenance, routing, runfolder
+from hvd_llm import device, mesh, models, optimizer, provenance, routing, runfolder
 from hvd_llm.comm import Comm, Handle
 from hvd_llm.comm.clock import clock_offset
 from hvd_llm.comm.solo import Done
@@ -184,7 +184,6 @@ class Trainer:
                 plan.buckets,
                 route,
                 state.memory,
-                warmup=config.reduce.warmup_steps,
                 overlap=config.reduce.overlap,
                 lookups=plan.lookups,
                 meanwhile=lambda: self.update.settle(),
@@ -203,7 +202,8 @@ class Trainer:
         alone = self.outer is not None and progress.step >= config.sync.after
         if alone and progress.step == config.sync.after:
             self.outer.begin()
-        self.reducer.start(progress.step, self.state.loss_scale.value, alone)
+        exact = optimizer.exact(config, progress.step)
+        self.reducer.start(progress.step, self.state.loss_scale.value, alone, exact)
 
         with trace.span("input"):
             mine = self.training.micro_batches(progress.step, comm.rank, comm.size, config.train.micro_batch)
@@ -222,7 +222,7 @@ class Trainer:
         self.reducer.finish()
         loss_sum, all_targets, all_tokens = self.reducer.wait(totals).tolist()
 
-        row = self.update.take(self.nominal / max(1.0, counts[0] if alone else all_targets))
+        row = self.update.take(self.nominal / max(1.0, counts[0] if alone else all_targets), exact)
         if alone:
             self.outer.after(progress.step)
         progress.step += 1

@@ -23,16 +23,17 @@ class Update:
         self.config, self.state, self.reducer, self.steps, self.trace = config, state, reducer, steps, trace
 
     @torch.no_grad()
-    def take(self, factor: float) -> dict:
+    def take(self, factor: float, exact: bool) -> dict:
         """Multiply the summed gradients by `factor`, clip them, take the optimizer's step; returns a row of metrics.
 
+        `exact` says whether they were sent as they are.
         A gradient that is not finite is so on every rank, because it was summed; all skip this step.
         """
         with self.trace.span("optimizer"):
             lr, buckets = self._learning_rate(), self.reducer.buckets
             norm = _norm([torch.linalg.vector_norm(bucket.flat) for bucket in buckets]) * factor
             if math.isfinite(norm):
-                self._apply(buckets, factor * self._clip(norm), lr)
+                self._apply(buckets, factor * self._clip(norm), lr, exact)
                 self.reducer.memory.keep()
                 self.state.progress.norm = norm
             else:
@@ -52,13 +53,13 @@ class Update:
         norm = norm if self.config.clip_by == "this" else self.state.progress.norm
         return min(1.0, self.config.clip_norm / norm) if self.config.clip_norm and norm else 1.0
 
-    def _apply(self, buckets: Iterable[Bucket], factor: float, lr: float) -> None:
+    def _apply(self, buckets: Iterable[Bucket], factor: float, lr: float, exact: bool) -> None:
         """Take the optimizer's step for those parameters that have a gradient: the buckets'."""
         for bucket in buckets:
             if factor != 1:
                 bucket.flat.mul_(factor)
         for group in self.state.optimizer.param_groups:
-            group["lr"] = lr
+            group |= {"lr": lr, "exact": exact}
         self.state.optimizer.step()
 
 
@@ -74,7 +75,7 @@ class LateUpdate(Update):
         super().__init__(*args)
         self._waiting: dict[int, Bucket] = {}
         self._decided = False
-        self._factor, self._lr = 1.0, 0.0
+        self._factor, self._lr, self._exact = 1.0, 0.0, True
         self._norms: dict[int, Tensor] = {}
         self._device = self.reducer.buckets[0].flat.device
         home = {id(self.reducer.parameters[name]): b.index for b in self.reducer.buckets for name in b.views}
@@ -83,10 +84,10 @@ class LateUpdate(Update):
             if needs:
                 module.register_forward_pre_hook(partial(self._before, needs))
 
-    def take(self, factor):
+    def take(self, factor, exact):
         """As in `Update`, but only begin; the row has the norm of the step before."""
         self._waiting = {bucket.index: bucket for bucket in self.reducer.buckets}
-        self._decided, self._factor, self._lr = False, factor, self._learning_rate()
+        self._decided, self._factor, self._lr, self._exact = False, factor, self._learning_rate(), exact
         for parameter in self.reducer.parameters.values():
             parameter.grad = None
         progress = self.state.progress
@@ -114,7 +115,7 @@ class LateUpdate(Update):
                 self._norms[bucket.index] = torch.linalg.vector_norm(bucket.flat)
                 for name, view in bucket.views.items():
                     self.reducer.parameters[name].grad = view
-            self._apply(buckets, self._factor * self._clip(None), self._lr)
+            self._apply(buckets, self._factor * self._clip(None), self._lr, self._exact)
             for bucket in buckets:
                 self.reducer.memory.keep(bucket.index)
                 for name in bucket.views:

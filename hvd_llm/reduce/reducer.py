@@ -37,7 +37,6 @@ class Reducer:
         plan: Sequence[Planned],
         route: Route,
         kept: Named | None = None,
-        warmup: int = 0,
         overlap: Literal["none", "backward", "forward"] = "backward",
         lookups: Mapping[str, Tensor] | None = None,
         meanwhile: Callable[[], None] = lambda: None,
@@ -48,7 +47,6 @@ class Reducer:
                 is on its way.
             plan: the buckets to make.
             kept: what the compressors of an earlier run left behind.
-            warmup: first steps, in which nothing is compressed.
             overlap: what buckets travel under.
             lookups: parameter → leaf that gets a part of its gradient, which travels apart: `plan` has it as
                 `lookup(name)`.
@@ -57,13 +55,13 @@ class Reducer:
         sender = InTurn if overlap == "forward" else Sender
         self._sender = sender("bucket", self.parameters, plan, route, kept or {})
         self._overlap = overlap
-        self._warmup, self._trace, self._meanwhile = warmup, route.trace, meanwhile
+        self._trace, self._meanwhile = route.trace, meanwhile
         self._home = {name: (bucket, view) for bucket in self.buckets for name, view in bucket.views.items()}
         self._parted = [(name, lookup(name)) for name in lookups or {}]
         assert len(self._parted) <= 1, "embeddings that share buckets would have to land together"
         self._missing: list[set[str]] = []  # by bucket: whose gradient is not there yet
         self._sent: set[int] = set()
-        self._last = self._alone = False
+        self._last = self._alone = self._exact = False
         self._step, self._scale = 0, 1.0
         for name, parameter in self.parameters.items():
             parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._arrived(name))
@@ -76,19 +74,20 @@ class Reducer:
     def memory(self) -> Memory:
         return self._sender.memory
 
-    def start(self, step: int = 0, scale: float = 1.0, alone: bool = False) -> None:
+    def start(self, step: int = 0, scale: float = 1.0, alone: bool = False, exact: bool = False) -> None:
         """Forget the last step's gradients.
 
         Args:
             scale: what this step's loss is multiplied by. Gradients are divided by it before they are sent, so that
                 compressors never see it.
             alone: this step's gradients stay on this rank.
+            exact: this step's gradients are not compressed.
         """
         for parameter in self.parameters.values():
             parameter.grad = None
         self._missing = [set(bucket.views) for bucket in self.buckets]
         self._sent = set()
-        self._last, self._alone = False, alone
+        self._last, self._alone, self._exact = False, alone, exact
         self._step, self._scale = step, scale
 
     def last_pass(self) -> None:
@@ -120,7 +119,7 @@ class Reducer:
         if self._scale != 1:
             bucket.flat.div_(self._scale)
         if not self._alone:
-            self._sender.send(bucket, self._step, self._step >= self._warmup)
+            self._sender.send(bucket, self._step, compress=not self._exact)
 
     def finish(self) -> None:
         """Send what backward did not complete; wait for everything, unless the next forward pass is to hide it."""

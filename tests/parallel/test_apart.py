@@ -2,25 +2,12 @@
 
 import pytest
 import torch
-from small_training import settings, trainer
+from small_training import Apart, settings, trainer
 
 from hvd_llm import checkpoint
 from hvd_llm.comm.solo import Solo
 
 STREAMING = {"every": 6, "fragments": 3, "delay": 2, "mix": 0.5, "outer_lr": 0.7, "outer_momentum": 0.9}
-
-
-class Apart(Solo):
-    """One of several ranks, which talks to nobody."""
-
-    def __init__(self, rank, size):
-        self.rank, self.size = rank, size
-
-    def ranks(self, group):
-        return (self.rank,)
-
-    def broadcast_object(self, name, value):
-        return value
 
 
 @pytest.mark.parametrize(("lr", "momentum"), [(1.0, 0.0), (0.7, 0.9)], ids=["local SGD", "DiLoCo"])

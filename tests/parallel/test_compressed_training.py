@@ -11,10 +11,16 @@ BAD_STEP = 5
 LATER = 4
 
 
-@pytest.fixture(params=[*(name for name in registry.names() if name != "none"), "hierarchical(across=powersgd)"])
+# With this kappa, the first bad step is one whose gradients are compressed, the second one whose are not.
+ZERO_ONE = {"name": "zero_one_adam", "kappa": 2, "lr": 0.01}
+OTHERS = ["hierarchical(across=powersgd)", "zero_one_adam"]
+
+
+@pytest.fixture(params=[*(name for name in registry.names() if name != "none"), *OTHERS])
 def config(request, folders):
-    name = request.param
-    return settings(folders, "causal", reduce={"compressor": name, "warmup_steps": 2, "bucket_mb": 0.02})
+    zero_one = request.param == "zero_one_adam"
+    reduce = {"compressor": "onebit" if zero_one else request.param, "warmup_steps": 2, "bucket_mb": 0.02}
+    return settings(folders, "causal", reduce=reduce, optimizer=ZERO_ONE if zero_one else {})
 
 
 def test_ranks_agree_and_learn(comm, config):
@@ -42,6 +48,7 @@ def test_a_bad_gradient_is_as_if_the_step_were_left_out(comm, config):
     for name, parameter in together.state.parameters.items():
         assert torch.equal(parameter, twin.state.parameters[name])
     _same(together.reducer.memory.by_parameter(), twin.reducer.memory.by_parameter())
+    _same({"optimizer": together.state.snapshot().optimizer}, {"optimizer": twin.state.snapshot().optimizer})
 
 
 def _spoil(trainer, bad):

@@ -49,7 +49,7 @@ def test_loss_scale_halves_and_grows():
     assert fixed.value == 1.0
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "zero_one_adam", "sgd"])
 def test_state_by_name_continues_bit_for_bit(name):
     def model_and_optimizer():
         model = torch.nn.Linear(3, 2)
