@@ -27,6 +27,7 @@ from hvd_llm.evaluate import Score, evaluate
 from hvd_llm.metrics import Metrics, Silence
 from hvd_llm.reduce.outer import Outer
 from hvd_llm.reduce.policy import Planned
+from hvd_llm.reduce.pricing import rehearse
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
 from hvd_llm.state import State
@@ -60,6 +61,9 @@ def train(config: Config, name: str, comm: Comm) -> Path:
     steps = config.train.steps or math.ceil(config.train.epochs * training.steps_per_epoch)
     ranks = mesh.build(comm.rank, [machine["host"] for machine in machines])
     comm.register(ranks.named({group for compressor in among for group in compressor.groups}))
+    with comm.together("try the compressor"):
+        for compressor in among:
+            rehearse(compressor, comm.size, len(ranks.node.ranks))
 
     run = Path(comm.broadcast_object("run.dir", config.run.dir or runfolder.default(name, comm.size)))
     with runfolder.claimed(run, comm):

@@ -127,6 +127,8 @@ class Compressor:
             when the number of ranks changes, they are added up.
         groups: names of the groups it asks for besides "world".
         dense: whether it sends gradients as they are, so that every parameter may go through it.
+        sums: whether what it returns is, or approaches, the sum. One that combines gradients in another way gets those
+            of every parameter, vectors too.
     """
 
     function: Callable[..., Exchange]
@@ -136,6 +138,7 @@ class Compressor:
     same: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     dense: bool = False
+    sums: bool = True
 
     def __call__(self, gradient: Tensor, state: State, at: At) -> Exchange:
         options = dict(self.options)
@@ -187,7 +190,8 @@ class Compressor:
         """It takes what `inner` takes and keeps the same slots; the error feedback is its own, with `inner`'s decay."""
         options = {name: value for name, value in self.options.items() if name != "feedback"}
         feedback = {name: value for name, value in inner.options.items() if name == "feedback"}
-        return dataclasses.replace(self, options=options | feedback, takes=inner.takes, same=inner.same)
+        lent = {"takes": inner.takes, "same": inner.same, "sums": inner.sums}
+        return dataclasses.replace(self, options=options | feedback, **lent)
 
     def __str__(self) -> str:
         return self.text
@@ -199,7 +203,7 @@ def compressor(function=None, *, feedback: float | None = None, **attributes):
     Args:
         feedback: gives it the option `feedback`, the share of what was not sent that is added to the next gradient,
             with this default (1: all of it, 0: none is kept).
-        attributes: `takes`, `same`, `groups`, `dense` of `Compressor`.
+        attributes: `takes`, `same`, `groups`, `dense`, `sums` of `Compressor`.
     """
     if function is None:
         return lambda function: compressor(function, feedback=feedback, **attributes)

@@ -24,7 +24,8 @@ def hierarchical(gradient, state, at, across: Compressor = int4):
     if across.groups:
         raise UserError(f"{across} cannot be used across nodes: it knows them itself")
     node, nodes = at.within("node"), at.within("across")
-    if nodes.size == 1 or gradient.numel() < node.size:  # nothing to gain
+    too_few = gradient.dim() == 1 and len(gradient) < node.size
+    if nodes.size == 1 or too_few:  # nothing to gain
         total = yield Sum(gradient.clone())
         gradient.zero_()
         return total

@@ -83,8 +83,9 @@ def _bucket(index: int, parameters: Mapping[str, nn.Parameter], zeros: Zeros, co
 
 
 def _matrix(parameter: Tensor) -> tuple[int, int]:
-    """A parameter's shape as rows and columns."""
-    return parameter.shape[0], parameter.numel() // parameter.shape[0]
+    """A parameter's shape as rows and columns; a vector is one column."""
+    rows = parameter.shape[0] if parameter.dim() else 1
+    return rows, parameter.numel() // rows
 
 
 def readiness(parameters: Mapping[str, nn.Parameter], passes: Callable[[], None]) -> dict[str, float]:

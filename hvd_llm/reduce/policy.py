@@ -30,7 +30,8 @@ def plan(
     Args:
         sparse: those whose gradient has few rows, which are sent as such.
     """
-    chosen = {name: compressor if compressor.dense or is_matrix(p) else none for name, p in parameters.items()}
+    of_all = compressor.dense or not compressor.sums
+    chosen = {name: compressor if of_all or is_matrix(p) else none for name, p in parameters.items()}
     chosen |= dict.fromkeys(sparse, rows)
     cuts = cut(parameters, order, bucket_bytes, lambda name: id(chosen[name]))
     return [Planned(tuple(names), chosen[names[0]]) for names in cuts]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hvd_llm.compress.base import AllToAll, At, Compressor, Gather, Request, State, Sum
@@ -70,6 +71,15 @@ def together(prices: Sequence[Price]) -> Price:
         else:
             operations += same
     return Price(tuple(operations), sum(price.kernel_s for price in prices))
+
+
+def rehearse(compressor: Compressor, size: int, node_size: int) -> None:
+    """Find out whether a compressor can be used among so many ranks.
+
+    Raises:
+        UserError: it says that it cannot.
+    """
+    price(compressor, torch.ones((2, 64, 64) if compressor.takes == "matrices" else 10_000), size, None, node_size)
 
 
 def price(

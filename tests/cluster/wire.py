@@ -17,9 +17,10 @@ from hvd_llm.comm import connect
 from hvd_llm.compress import registry
 from hvd_llm.compress.base import At
 from hvd_llm.config import Config, Reduce
+from hvd_llm.errors import UserError
 from hvd_llm.launcher import Launch
 from hvd_llm.reduce.exchange import Exchange
-from hvd_llm.reduce.pricing import price
+from hvd_llm.reduce.pricing import price, rehearse
 
 STEPS = 4
 SHAPES = {"flat": (2**22,), "matrices": (8, 1024, 512)}
@@ -42,6 +43,10 @@ places = {name: comm.place(group) for name, group in groups.items()}
 found = {}
 for name in sys.argv[1:] or registry.names():
     compressor = registry.find(name)
+    try:
+        rehearse(compressor, comm.size, comm.local_size)
+    except UserError:
+        continue  # not for so many ranks
     gradient = torch.randn(SHAPES[compressor.takes], generator=torch.Generator().manual_seed(comm.rank))
     before, began, state = sent_bytes(f"before.{name}"), time.monotonic(), {}
     for step in range(STEPS):

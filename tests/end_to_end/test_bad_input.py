@@ -100,6 +100,11 @@ CASES = {
     "option of another type": (f"{TRAIN} --reduce.compressor topk(keep=0.5)", nothing, "keep is 0.5"),
     "option out of range": (f"{TRAIN} --reduce.compressor topk(keep=33)", nothing, "multiple of 8"),
     "no such compressor in another": (f"{TRAIN} --reduce.compressor hierarchical(across=tokp)", nothing, "mean 'topk'"),
+    "option that the other has not": (
+        f"{TRAIN} --reduce.compressor hierarchical(feedback=1,across='dgc(keep=8)')",
+        nothing,
+        "no option 'feedback'",
+    ),
     "compressor in another that knows hosts": (
         f"{TRAIN} --reduce.compressor hierarchical(across=hierarchical)",
         nothing,
@@ -324,6 +329,16 @@ def test_two_cannot_train_in_one_folder(place):
     assert done.returncode == 2
     assert done.stderr.startswith("hvd-llm: run.dir 'run' is in use"), done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_number_of_ranks_that_does_not_suit_the_compressor(place):
+    train = f"{TRAIN} --train.global_batch 3 --reduce.compressor adasum --out new"
+    done = run(*launcher(3), BIN / "hvd-llm", *train.split(), cwd=place)
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "hvd-llm: " in line]
+    assert len(said) == 1, done.stdout + done.stderr
+    assert said[0].endswith("adasum is for 2, 4, 8, … ranks (or hosts, if used across them), not 3")
+    assert not (place / "new").exists()
 
 
 @pytest.mark.slow

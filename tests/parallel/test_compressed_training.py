@@ -3,6 +3,7 @@
 import pytest
 import torch
 from small_training import settings, trainer
+from worlds import node_size, possible
 
 from hvd_llm import checkpoint
 from hvd_llm.compress import registry
@@ -17,8 +18,9 @@ OTHERS = ["hierarchical(across=powersgd)", "zero_one_adam"]
 
 
 @pytest.fixture(params=[*(name for name in registry.names() if name != "none"), *OTHERS])
-def config(request, folders):
+def config(request, folders, comm):
     zero_one = request.param == "zero_one_adam"
+    possible(registry.find("onebit" if zero_one else request.param), comm.size, node_size(comm.size))
     reduce = {"compressor": "onebit" if zero_one else request.param, "warmup_steps": 2, "bucket_mb": 0.02}
     return settings(folders, "causal", reduce=reduce, optimizer=ZERO_ONE if zero_one else {})
 
