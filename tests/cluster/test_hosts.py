@@ -114,7 +114,13 @@ def test_nothing_is_left(tmp_path, how):
     command = [*HOSTS, "--controller", "mpi", "--", "sh", "-c", script]
     environment = ENVIRONMENT | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # Who runs these tests in the background of a shell has told it to ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as outer:
         lines = [outer.stdout.readline() for _ in range(4)]
         made = {line.strip() for line in lines if line.startswith("net:")}
