@@ -12,7 +12,7 @@ from commands import launcher, run
 @pytest.mark.parametrize("controller", ["mpi", "gloo"])
 def test_parallel(controller, ranks):
     command = ["horovodrun", *launcher(2, controller)[1:-1], str(ranks)]
-    done = run(*command, sys.executable, "-m", "pytest", "-q", "-x", "--timeout", "120", "tests/parallel", timeout=400)
+    done = run(*command, sys.executable, "-m", "pytest", "-q", "-x", "--timeout", "120", "tests/parallel", timeout=600)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     passed = re.findall(r"(\d+) passed", done.stdout)
     assert len(passed) == ranks, f"some ranks ran no test: {passed}"

@@ -10,7 +10,7 @@ from hvd_llm import checkpoint
 from hvd_llm.comm.solo import Solo
 
 OVERLAPS = ("none", "backward", "forward")
-BAD_STEP = 3
+STEPS, BAD_STEP = 5, 3
 CASES = {
     "causal": ("causal", {}),
     "masked": ("masked", {}),
@@ -43,9 +43,9 @@ def _equal(first, second):
 @pytest.mark.parametrize("case", CASES)
 def test_no_bit_depends_on_it(comm, folders, case):
     first, *others = _trainers(comm, folders, case)
-    losses = [first.step()[0]["loss"] for _ in range(8)]
+    losses = [first.step()[0]["loss"] for _ in range(STEPS)]
     for other in others:
-        assert [other.step()[0]["loss"] for _ in range(8)] == losses
+        assert [other.step()[0]["loss"] for _ in range(STEPS)] == losses
         other.check_drift()
         _equal(first, other)
     assert len(first.reducer.buckets) > 3
@@ -73,8 +73,10 @@ class Later:
 
 
 @pytest.mark.parametrize("compressor", ["none", "powersgd", "demo", "onebit"])
-def test_forward_finds_exchanges_under_way(folders, compressor):
+def test_forward_finds_exchanges_under_way(comm, folders, compressor):
     """In its autocast, which is not for compressors."""
+    if comm.size > 1:
+        pytest.skip("each rank would do the same for itself")
     backward, forward = (
         trainer(
             Slow(),
