@@ -26,7 +26,7 @@ def main() -> None:
     config = configuration.load(args.config, overrides(changes) | args.contender.changes)
     contenders.settle(config)
     os.environ |= args.contender.environment
-    comm = connect(config, groups=bool(registry.find(config.reduce.compressor).groups))
+    comm = connect(config, groups=any(one.groups for one in registry.candidates(config.reduce.compressor)))
     step = args.contender.prepare(config, comm)
     for block in itertools.count():
         word = args.words / f"go-{block}"
