@@ -83,7 +83,7 @@ def main() -> None:
         if rank == 0 or not error.shared:
             print(f"hvd-llm: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
         else:
-            time.sleep(1)  # launchers end the job with its first process: rank 0 is to speak before
+            time.sleep(5)  # launchers end the job with its first process: rank 0 is to speak before
         _leave(2)
     except KeyboardInterrupt:
         _leave(128 + signal.SIGINT)
