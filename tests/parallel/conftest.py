@@ -28,6 +28,13 @@ def comm():
     comm.close()
 
 
+@pytest.fixture
+def unlaunched(comm):
+    """For tests in one process, which every real rank would only repeat for itself."""
+    if comm.controller != "none":
+        pytest.skip("simulated ranks need no real ones")
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """Each rank prepares its own copy: the same bytes."""

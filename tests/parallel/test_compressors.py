@@ -14,6 +14,7 @@ from hvd_llm.reduce.pricing import price
 
 SHAPES = {"flat": (5001,), "matrices": (3, 40, 24)}
 STEPS = 4
+ALONE = pytest.mark.usefixtures("unlaunched")
 WRAPPED = [f"hierarchical(across={name})" for name in ("none", "bf16", "topk", "dgc", "randomk", "powersgd", "adasum")]
 
 
@@ -143,6 +144,7 @@ def _buckets(compressor, counts: list[int]) -> list[Bucket]:
     return buckets
 
 
+@ALONE
 @pytest.mark.parametrize(("before", "after"), [((4, 2), (6, 3)), ((6, 3), (2, 1)), ((4, 2), (4, 1)), ((4, 4), (4, 2))])
 def test_what_was_kept_is_sent_by_other_ranks_on_other_hosts(summing, before, after):
     """Ranks and ranks on a host; a checkpoint between them."""
@@ -191,6 +193,7 @@ def _network_sum(comm, tensors):
     return comm.sum("lockstep", tensors[comm.rank].contiguous().clone())
 
 
+@ALONE
 def test_what_comes_out_is_close_to_the_sum_over_time(summing):
     """A constant gradient: with error feedback the mean of what came back goes to the sum."""
     compressor = summing
@@ -203,6 +206,7 @@ def test_what_comes_out_is_close_to_the_sum_over_time(summing):
     assert float((total / steps - expected).norm() / expected.norm()) < 0.3
 
 
+@ALONE
 def test_what_is_kept_stays_small(compressor):
     """An error that grew from step to step would come back as noise."""
     compressor = lossless(compressor)
@@ -214,6 +218,7 @@ def test_what_is_kept_stays_small(compressor):
     assert float(states[0].get("error", torch.zeros(1)).norm()) < 70 * one
 
 
+@ALONE
 def test_a_short_last_block_is_as_good_as_the_others():
     """Of a constant gradient, every element comes back at its full size."""
     for name in ("int8", "fp8", "int4", "onebit"):
@@ -221,6 +226,7 @@ def test_a_short_last_block_is_as_good_as_the_others():
         torch.testing.assert_close(total, torch.ones(4100), rtol=0.01, atol=0)
 
 
+@ALONE
 @pytest.mark.parametrize("name", ["bf16", "int8", "fp8", "int4", "onebit", "int8(block=96)"])
 def test_the_numbers_do_not_depend_on_how_many_are_coded_at_a_time(name, monkeypatch):
     found, outcomes = lossless(registry.find(name)), []
@@ -233,6 +239,7 @@ def test_the_numbers_do_not_depend_on_how_many_are_coded_at_a_time(name, monkeyp
         assert all(torch.equal(a, b) for a, b in zip(outcomes[0], other, strict=True))
 
 
+@ALONE
 def test_codes_are_rounded_to_nearest():
     given, step = torch.linspace(-1, 1, 511), 1 / 127
     (total,) = lockstep.reduce(registry.find("int8"), [given.clone()], [{}])
@@ -240,6 +247,7 @@ def test_codes_are_rounded_to_nearest():
     torch.testing.assert_close(total, (given / step).round() * step)
 
 
+@ALONE
 def test_rounding_at_random_is_right_in_the_mean():
     given, draws = torch.linspace(-1, 1, 512), 400
     found = registry.find("int8(stochastic=true)")
@@ -249,6 +257,7 @@ def test_rounding_at_random_is_right_in_the_mean():
     assert float((torch.stack(drawn).mean(0) - given).abs().max()) < 0.15 * step_of_codes
 
 
+@ALONE
 @pytest.mark.parametrize("size", [1, 2, 4, 64])
 def test_a_price_needs_no_other_ranks(compressor, size):
     """Bytes per element stay below those of a plain ring (and some counts), or of everybody's choice gathered."""
@@ -286,6 +295,7 @@ def test_many_rows_are_added_as_a_table(world):
         assert torch.equal(result, total)
 
 
+@ALONE
 @pytest.mark.parametrize("name", ["none", "int4", "topk", "powersgd"])
 def test_hosts_send_less_if_their_ranks_add_up_first(name):
     """8 hosts of 8 ranks: what a rank sends to other hosts is priced at an eighth of what a host of one rank sends."""
@@ -296,6 +306,7 @@ def test_hosts_send_less_if_their_ranks_add_up_first(name):
     assert found.node_bytes == pytest.approx(2 * 7 / 8 * mine.nbytes, rel=0.02)
 
 
+@ALONE
 def test_a_share_of_matrices_may_be_none():
     """Two matrices on hosts of four ranks."""
     found = registry.find("hierarchical(across=powersgd(rank=2))")
