@@ -33,7 +33,7 @@ def test_ranks_do_what_simulated_ranks_do(comm, folders):
             rank.state.progress.step += 1
     moved = (_weights(together) - before).square().mean().sqrt()
     for rank in ranks:
-        # Vectors are summed in another order. Where a bit stands on the edge that may turn it: for a few weights in 1000.
+        # Vectors are summed in another order. A bit on the edge may turn by that: a few weights in 1000 differ.
         error = (_weights(together) - _weights(rank)).abs()
         assert error.quantile(0.99) < 1e-3 * moved
 
