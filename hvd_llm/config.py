@@ -168,6 +168,8 @@ class Sync:
     """Steps after which an exchange is taken up, to hide it behind them; fewer than `every`."""
     mix: Share = 0.5
     """Share of its own weights a rank keeps when it takes up a delayed exchange; at 0 it forgets the steps since."""
+    late: Literal["mix", "add"] = "mix"
+    """With a delay: "mix" own weights with what arrives (streaming DiLoCo), or "add" to it the steps since (DaSGD)."""
 
 
 @_section

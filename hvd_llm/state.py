@@ -1,6 +1,6 @@
 """What a run in progress is: weights, optimizer, counters; and how a checkpoint holds them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -85,15 +85,16 @@ class State:
     def _optimizer(self) -> dict[str, Tensor]:
         return optimizer.named_state(self.optimizer, {parameter: name for name, parameter in self.parameters.items()})
 
-    def remember(self, memory: Named, shared: Named | None = None) -> None:
+    def remember(self, memory: Named, shared: Named | None = None, own: Mapping[str, Tensor] | None = None) -> None:
         """Note what is kept outside of this state, before it is saved.
 
         Args:
             shared: what ranks that train apart agree on, if they do.
+            own: what is this rank's alone besides weights and optimizer, in the form of `apart`.
         """
         self.memory, self.shared = memory, shared or {}
         weights = {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
-        self.apart = weights | self._optimizer() if shared else {}
+        self.apart = weights | self._optimizer() | dict(own or {}) if shared else {}
 
     def restore(self, path: Path, rank: int = 0, size: int = 1, same: Collection[str] = ()) -> None:
         """Continue from a checkpoint folder as `rank` of `size`.
@@ -131,5 +132,5 @@ class State:
             return
         for name, parameter in self.parameters.items():
             parameter.copy_(self.apart[f"weights/{name}"])
-        inner = {key: value for key, value in self.apart.items() if not key.startswith("weights/")}
+        inner = {key: value for key, value in self.apart.items() if not key.startswith(("weights/", "sent/"))}
         optimizer.load_named_state(self.optimizer, self.parameters, inner)

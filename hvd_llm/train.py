@@ -177,7 +177,14 @@ class Trainer:
         self.outer: Outer | None = None
         if config.sync.every > 1:
             self.outer = Outer(
-                config.sync, state.parameters, plan.buckets, route, state.memory, state.shared, state.progress.step
+                config.sync,
+                state.parameters,
+                plan.buckets,
+                route,
+                state.memory,
+                state.shared,
+                state.apart,
+                state.progress.step,
             )
             state.part()
             plain = [Planned(planned.names, none) for planned in plan.buckets]

@@ -9,6 +9,8 @@ all go on from there.
 - Streaming DiLoCo (Douillard et al. 2025, arXiv:2501.18512): buckets form fragments that meet in turn (section 2.2.1);
   what was sent may arrive `delay` steps later, hidden behind them, and is mixed with what the rank has meanwhile
   learnt (section 2.2.2: weights = mix x own + (1 - mix) x anchor).
+- Delayed averaging (Zhou et al. 2020, arXiv:2006.00441): the steps taken meanwhile are added to what arrives (section
+  3.1: weights = anchor + own - own when it was sent), so that each counts once, and fully.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +26,8 @@ from hvd_llm.reduce.memory import Named
 from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.sender import Route, Sender
 from hvd_llm.trace import now
+
+_SENT = "sent/"  # begins the names of weights as they were sent
 
 
 class Outer:
@@ -42,11 +46,12 @@ class Outer:
         route: Route,
         memory: Named | None = None,
         shared: Named | None = None,
+        own: Mapping[str, Tensor] | None = None,
         step: int = 0,
     ):
         """
         Args:
-            memory, shared: what `state` gave an earlier run.
+            memory, shared, own: what `state` gave an earlier run.
             step: steps done.
         """
         shared = shared or {}
@@ -58,6 +63,7 @@ class Outer:
         self._fragments = _fragments(self._sender.buckets, sync.fragments)
         self._landing: dict[int, int] = {}  # fragment under way → step after which it lands
         self._settled: set[int] = set()  # those of them whose sums are there already
+        self._sent = {name: own[_SENT + name] for name in parameters if own and _SENT + name in own}
         for fragment, buckets in enumerate(self._fragments):
             views = {name: view for bucket in buckets for name, view in bucket.views.items()}
             arriving = {name for name in views if "arriving" in shared.get(name, {})}
@@ -94,21 +100,21 @@ class Outer:
         self._sender.advance()
         landing = [fragment for fragment, when in self._landing.items() if when <= step]
         for fragment in landing:
-            self._land(fragment, self._sync.mix if self._sync.delay else 0)
+            self._land(fragment, late=self._sync.delay > 0)
         if landing:
             self._trace.add("exposed", start, now())
 
     def meet(self, step: int) -> None:
         """Everything lands that is under way, then all that was learnt since is exchanged at once."""
         for fragment in list(self._landing):
-            self._land(fragment, self._sync.mix if self._sync.delay else 0)
+            self._land(fragment, late=self._sync.delay > 0)
         met = self._turns(step) if self._sync.delay == 0 else [False] * len(self._fragments)
         for fragment, buckets in enumerate(self._fragments):
             if not met[fragment]:
                 self._send(buckets, step)
                 self._landing[fragment] = step
         for fragment in list(self._landing):
-            self._land(fragment, mix=0)
+            self._land(fragment, late=False)
 
     def _turns(self, step: int) -> list[bool]:
         """By fragment, whether it is sent after `step`: their turns are spread evenly over a round."""
@@ -121,6 +127,8 @@ class Outer:
         for bucket in buckets:
             for name, view in bucket.views.items():
                 torch.sub(self.anchor[name], self.parameters[name], out=view)
+                if self._sync.late == "add":
+                    self._sent[name] = self.parameters[name].detach().clone()
             bucket.flat.div_(self._size)
             self._sender.send(bucket, step)
 
@@ -136,8 +144,12 @@ class Outer:
                 bucket.flat.zero_()
 
     @torch.no_grad()
-    def _land(self, fragment: int, mix: float) -> None:
-        """The outer step: SGD with Nesterov momentum, on pseudo-gradients."""
+    def _land(self, fragment: int, late: bool) -> None:
+        """The outer step: SGD with Nesterov momentum, on pseudo-gradients.
+
+        Args:
+            late: whether the rank has gone on meanwhile, and keeps of it what `sync` says.
+        """
         buckets = self._fragments[fragment]
         if fragment not in self._settled:
             self._settle(buckets)
@@ -145,15 +157,19 @@ class Outer:
             anchor, momentum, weights = self.anchor[name], self.momentum[name], self.parameters[name]
             momentum.mul_(self._sync.outer_momentum).add_(change)
             anchor.sub_(change.add_(momentum, alpha=self._sync.outer_momentum), alpha=self._sync.outer_lr)
-            if mix == 0 or not weights.sum().isfinite():
+            sent = self._sent.pop(name, None)
+            if not late or not weights.sum().isfinite():
                 weights.copy_(anchor)
+            elif sent is not None:
+                weights.sub_(sent).add_(anchor)
             else:
-                weights.lerp_(anchor, 1 - mix)
+                weights.lerp_(anchor, 1 - self._sync.mix)
         self._settled.discard(fragment)
         del self._landing[fragment]
 
-    def state(self) -> tuple[Named, Named]:
-        """What a checkpoint keeps by parameter: the compressors' memory on this rank, and what is equal on all ranks.
+    def state(self) -> tuple[Named, Named, dict[str, Tensor]]:
+        """What a checkpoint keeps: by parameter the compressors' memory on this rank and what is equal on all ranks,
+        and this rank's weights as it sent them, if what is under way is to be added to the steps since.
 
         What is under way is waited for, but lands when its time has come.
         """
@@ -165,7 +181,7 @@ class Outer:
             for bucket in self._fragments[fragment]:
                 for name, view in bucket.views.items():
                     shared[name]["arriving"] = view
-        return self._sender.memory.by_parameter(), shared
+        return self._sender.memory.by_parameter(), shared, {_SENT + name: value for name, value in self._sent.items()}
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
