@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from analysis import figures, tables
 from analysis.breakdown import breakdown_table, communication_table, rank_table
+from analysis.expectation import expectation_table
 from analysis.scaling import Experiment, cell_table, efficiency_table
 
 
@@ -68,6 +69,18 @@ def communication(found: Experiment, losses: pd.DataFrame) -> Section | None:
     return Section("communication", "Hidden and exposed communication", text, table, plot, shown, _bars(table))
 
 
+def expectation(found: Experiment, losses: pd.DataFrame) -> Section | None:
+    table = expectation_table(found.cells)
+    if table.empty:
+        return None
+    text = (
+        "What reduce.compressor = auto expected of its choice when training began, and what came: means over ranks and "
+        "measured steps. An exchange lasts from a bucket's last gradient until its sum is taken up; a rank that "
+        "computes takes it up late."
+    )
+    return Section("expectation", "What auto expected", text, table, shown=tables.expectation(table))
+
+
 def ranks(found: Experiment, losses: pd.DataFrame) -> Section:
     table = rank_table(found.cells)
     text = (
@@ -103,4 +116,4 @@ def _bars(table: pd.DataFrame) -> float:
 
 
 # In the page's order; a function returns None when there is nothing to show.
-SECTIONS = (efficiency, throughput, breakdown, communication, ranks, steps, loss)
+SECTIONS = (efficiency, throughput, breakdown, communication, expectation, ranks, steps, loss)

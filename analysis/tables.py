@@ -77,6 +77,17 @@ def communication(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def expectation(table: pd.DataFrame) -> pd.DataFrame:
+    shown = table[["launch", "ranks", "what"]].copy()
+    return shown.assign(
+        **{
+            "expected ms": table["expected_ms"].map(number),
+            "measured ms": table["measured_ms"].map(number),
+            "error": table["error"].map(lambda share: "–" if share != share else f"{share * 100:+.0f} %"),
+        }
+    )
+
+
 def ranks(table: pd.DataFrame) -> pd.DataFrame:
     shown = table[["launch", "rank", "host"]].copy()
     for name in ("step", "input", "forward", "backward", "exposed", "optimizer", "own"):

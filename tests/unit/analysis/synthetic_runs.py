@@ -86,10 +86,21 @@ def write_run(
     return path
 
 
-def write_trace(path: Path, place: tuple[int, int], own: dict, exposed_ms: float, factor: np.ndarray, tokens: int):
+def write_trace(
+    path: Path,
+    place: tuple[int, int],
+    own: dict,
+    exposed_ms: float,
+    factor: np.ndarray,
+    tokens: int,
+    expected_ms: dict[str, list[float]] | None = None,
+):
     """One rank's trace: two buckets, the first exchanged under the last half of backward, the second after it."""
     trace = Trace(path, *place)
     now = 10**9 * (place[0] + 1)
+    for kind, values in (expected_ms or {}).items():
+        for index, milliseconds in enumerate(values):
+            trace.add(kind, now, now, index, round(milliseconds * 1e6))
 
     def add(kind, milliseconds, index=0, amount=0):
         nonlocal now
