@@ -11,11 +11,10 @@ from hvd_llm.data import order
 from hvd_llm.data.causal import Causal
 from hvd_llm.data.classify import Classify
 from hvd_llm.data.masked import Masked
-from hvd_llm.data.shards import Dataset
+from hvd_llm.data.shards import IGNORED, Dataset
 from hvd_llm.data.tag import Tag
 from hvd_llm.errors import UserError
 
-IGNORED = -100  # a label that is not a target
 _KINDS = {"causal": "text", "masked": "text", "classify": "classify", "tag": "tag"}
 _MEGABATCH = 50  # batches whose samples are sorted by length together
 

@@ -50,8 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace what an earlier prepare wrote there")
     parser.add_argument("--verify", metavar="DIR", help="only check a prepared folder against its hashes")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
+    _content(parser.add_argument_group("what is in it"))
+    _splits(parser.add_argument_group("splits"))
+    _tokens(parser.add_argument_group("text and tokens"))
 
-    group = parser.add_argument_group("what is in it")
+
+def _content(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--kind",
         choices=("text", "classify", "tag"),
@@ -85,7 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="files that are not UTF-8: stop, or leave out and count (default: error)",
     )
 
-    group = parser.add_argument_group("splits")
+
+def _splits(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--validation",
         type=float,
@@ -105,7 +110,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shards", type=int, default=8, metavar="N", help="files to spread the training split over (default: 8)"
     )
 
-    group = parser.add_argument_group("text and tokens")
+
+def _tokens(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--tokenizer",
         default="bpe",

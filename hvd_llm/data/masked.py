@@ -7,11 +7,9 @@ import numpy as np
 
 from hvd_llm.data import order
 from hvd_llm.data.causal import read_windows
-from hvd_llm.data.shards import Split
+from hvd_llm.data.shards import IGNORED, Split
 from hvd_llm.data.words import word_starts
 from hvd_llm.errors import UserError
-
-_IGNORED = -100
 
 
 class Masked:
@@ -53,7 +51,7 @@ class Masked:
         random_BT = self.ordinary[(what_BT * len(self.ordinary)).astype(np.int64)]
         inputs_BT = np.where(chosen_BT & (how_BT < 0.9), random_BT, tokens_BT)
         inputs_BT[chosen_BT & (how_BT < 0.8)] = self.special["mask"]
-        return {"input_ids": inputs_BT, "labels": np.where(chosen_BT, tokens_BT, _IGNORED)}
+        return {"input_ids": inputs_BT, "labels": np.where(chosen_BT, tokens_BT, IGNORED)}
 
     def _choose(self, tokens_BT: np.ndarray, lots_BT: np.ndarray) -> np.ndarray:
         """Choose `rate` of the ordinary tokens of each sequence (one at least), bool [B, T].

@@ -16,6 +16,8 @@ import numpy as np
 from hvd_llm.data import index as indexes
 from hvd_llm.errors import UserError, first_line, nearest
 
+IGNORED = -100  # a label that is not a target
+
 LABEL_TYPES = {"classify": np.dtype("<i4"), "tag": np.dtype("<i2")}
 OFFSET_TYPE = np.dtype("<i8")
 

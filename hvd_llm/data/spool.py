@@ -14,9 +14,9 @@ from hvd_llm.data import clean, dedup, tokenizer
 from hvd_llm.data.columns import Fields
 from hvd_llm.data.files import whole_folder
 from hvd_llm.data.readers import read
+from hvd_llm.data.shards import IGNORED
 from hvd_llm.data.sources import Piece
 
-_IGNORED = -100
 _AT_ONCE = 256  # documents given to the tokenizer together
 
 
@@ -143,4 +143,4 @@ def _words(text: str, spaced: bool) -> list[str]:
 def _tags(word_ids: list[int], tags: list[int]) -> np.ndarray:
     """The tag of a word goes to its first token: int16 [tokens]."""
     before = [None, *word_ids[:-1]]
-    return np.array([tags[w] if w != b else _IGNORED for w, b in zip(word_ids, before, strict=True)], np.int16)
+    return np.array([tags[w] if w != b else IGNORED for w, b in zip(word_ids, before, strict=True)], np.int16)
