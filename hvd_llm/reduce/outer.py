@@ -63,7 +63,8 @@ class Outer:
         self._fragments = _fragments(self._sender.buckets, sync.fragments)
         self._landing: dict[int, int] = {}  # fragment under way → step after which it lands
         self._settled: set[int] = set()  # those of them whose sums are there already
-        self._sent = {  # parameter under way → this rank's weights as they were sent, if the steps since are to be added
+        # Parameter under way → this rank's weights as they were sent, if the steps since are to be added.
+        self._sent = {
             name: own[_SENT + name].to(p.device) for name, p in parameters.items() if own and _SENT + name in own
         }
         for fragment, buckets in enumerate(self._fragments):
