@@ -54,7 +54,9 @@ def losses(run: Path) -> pd.DataFrame:
     seconds = (steps.diff().fillna(steps) * tokens / trained["tokens_per_s"]).cumsum()  # a row's rate: since the last
     tested = rows[rows["validation_loss"].notna()].drop_duplicates("step", keep="last").set_index("step")
     loss = tested["validation_loss"]
-    return pd.DataFrame({"tokens": loss.index * tokens, "seconds": seconds, "validation_loss": loss}).reset_index()
+    table = pd.DataFrame({"tokens": loss.index * tokens, "validation_loss": loss})
+    table.insert(1, "seconds", seconds.reindex(loss.index))
+    return table.reset_index()
 
 
 def summary(curves: pd.DataFrame, sent: dict[str, float], first: str) -> pd.DataFrame:
