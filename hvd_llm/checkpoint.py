@@ -96,6 +96,8 @@ def _seal(draft: Path, final: Path, progress: dict[str, Any]) -> int:
     state = draft / "state.json"
     record = {"schema": SCHEMA, "progress": progress, "progress_sha256": _digest(progress), "sha256": hashes}
     state.write_text(json.dumps(record, indent=1))
+    for path in files:
+        path.chmod(state.stat().st_mode)  # safetensors makes files that only their owner may read
     folders = [path for path in draft.rglob("*") if path.is_dir()]
     for path in [*files, state, *folders, draft]:
         _sync(path)

@@ -308,7 +308,7 @@ def check(config: Config) -> None:
         (data.sequence_length < 3, f"data.sequence_length is {data.sequence_length}; at least 3 hold a target"),
         (
             bool(train.steps) == bool(train.epochs),
-            f"give one of train.steps and train.epochs (they are {train.steps} and {train.epochs:g})",
+            f"give one of train.steps and train.epochs, the other as 0 (they are {train.steps} and {train.epochs:g})",
         ),
         (
             config.optimizer.schedule == "wsd" and config.optimizer.warmup + config.optimizer.decay > 1,

@@ -77,7 +77,10 @@ def _score(task: str, totals: Tensor, confusion: Tensor) -> Score:
 
 
 def macro_f1(confusion_CC: Tensor) -> float:
-    """Mean over classes of 2·TP / (2·TP + FP + FN), from counts [truth, prediction]; absent classes count 0."""
+    """Mean over classes of 2·TP / (2·TP + FP + FN), from counts [truth, prediction].
+
+    Classes that neither occur nor are predicted have no F1.
+    """
     hits = confusion_CC.diagonal()
     both = confusion_CC.sum(0) + confusion_CC.sum(1)
-    return float((2 * hits / both.clamp(min=1)).mean())
+    return float((2 * hits / both)[both > 0].mean()) if both.any() else 0.0

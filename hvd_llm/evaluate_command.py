@@ -23,8 +23,8 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
+    from hvd_llm import checkpoint, device, runfolder
     from hvd_llm import config as configuration
-    from hvd_llm import device, runfolder
 
     config, comm = start(lambda: configuration.resolve(runfolder.read(args.run)["config"]))
     from hvd_llm.data import open_dataset
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
     score, count = evaluate(model, split, config.data.task, comm, config.train.micro_batch)
     count = int(comm.sum("evaluate.count", torch.tensor(count)))
     if comm.rank == 0:
-        print(f"{args.split}: all {split.samples:,} sequences, {count:,} targets")
+        name = checkpoint.find(args.run, args.step).name
+        print(f"{args.split}: all {split.samples:,} sequences, {count:,} targets; checkpoint {name}")
         print(f"loss {score.loss:.4f}", *(f"{name} {value:.4f}" for name, value in score.measures.items()), sep="\n")
     comm.close()

@@ -21,6 +21,8 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
             raise UserError(f"--out is {str(folder)!r}, which is not empty: give a new folder")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        for path in folder.glob("*.safetensors"):
+            path.chmod((folder / "config.json").stat().st_mode)  # safetensors lets only the owner read
     except OSError as error:
         raise UserError(f"--out is {str(folder)!r}, which cannot be written: {error}") from None
 

@@ -30,7 +30,7 @@ def generate(
 
     Raises:
         UserError: the prompt is empty, too long or without a mask, a number is out of range, or the model
-            neither continues nor fills text.
+            neither continues nor fills text, or has diverged.
     """
     _check(
         ("max-new-tokens", max_new_tokens, 1), ("temperature", temperature, 0), ("top-k", top_k, 0), ("seed", seed, 0)
@@ -45,6 +45,8 @@ def generate(
             f"--prompt has {len(ids_T)} tokens; allowed: 1 to {model.config.max_position_embeddings - causal}"
         )
     model.eval()
+    if not model(input_ids=ids_T[None]).logits.isfinite().all():
+        raise UserError("this model makes numbers that are not finite: its training diverged")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed % 2**63)
         if causal:

@@ -119,7 +119,8 @@ class Metrics:
         rate = self._tokens_since / elapsed
         row |= {"tokens_per_s": rate, "mfu": rate * self._flops_per_token / self._peak}
         self._write(step, row)
-        self._display.show(step, f"loss {row['loss']:.4f}  {rate:,.0f} tokens/s  MFU {row['mfu']:.1%}")
+        skipped = f"  {row['skipped']} steps skipped: gradients not finite" if row.get("skipped") else ""
+        self._display.show(step, f"loss {row['loss']:.4f}  {rate:,.0f} tokens/s  MFU {row['mfu']:.1%}{skipped}")
         self.resume_clock()
 
     def evaluation(self, step: int, score: Score) -> None:

@@ -1,5 +1,6 @@
 """What a run in progress is: weights, optimizer, counters; and how a checkpoint holds them."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,9 +35,10 @@ class Progress:
     loss_scale_good_steps: int = 0
 
     def note(self, score: Score) -> None:
-        """Remember whether this step has the best score so far."""
+        """Remember whether this step has the best score so far; one that is not a number is none."""
         self.evaluations_since_best += 1
-        if self.best_goodness is None or score.goodness > self.best_goodness:
+        best = -math.inf if self.best_goodness is None else self.best_goodness
+        if score.goodness > best:
             self.best_goodness, self.best_step, self.evaluations_since_best = score.goodness, self.step, 0
 
 

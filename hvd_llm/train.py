@@ -69,6 +69,8 @@ def train(config: Config, name: str, comm: Comm) -> Path:
     with runfolder.claimed(run, comm):
         same = {compressor.kept(slot) for compressor in among for slot in compressor.same}
         state = _start_or_resume(run, config, dataset, model, comm, same)
+        if state.progress.step > steps:
+            raise UserError(f"{run} has trained {state.progress.step} steps already, more than {steps}", shared=True)
         launch, witness = 0, Silence()
         if comm.rank == 0:
             about = provenance.launch(state.progress.step, machines, comm, threads)
@@ -107,7 +109,8 @@ def _witness(run: Path, config: Config, comm: Comm, state: State, steps: int) ->
     witness = Metrics(run, state.progress.step, steps, runfolder.read(run)["model"]["flops_per_token"], peak)
     parameters = sum(map(Tensor.numel, state.model.parameters()))
     ranks = f"{comm.size} rank{'s' if comm.size > 1 else ''}"
-    resumed = f", continuing after step {state.progress.step}" if state.progress.step else ""
+    done = state.progress.step
+    resumed = ", all done already" if done == steps else f", continuing after step {done}" if done else ""
     witness.say(f"{run}: {parameters:,} parameters, {ranks}, {steps} steps{resumed}")
     if config.reduce.share_memory and 1 < comm.size == comm.local_size and not comm.shares_memory:
         witness.say(

@@ -30,6 +30,8 @@ def connect(config: Config | None = None, groups: bool = False) -> Comm:
         tasks = os.environ.get("SLURM_NTASKS", "1")
         if "SLURM_STEP_ID" in os.environ and tasks != "1":
             raise UserError(f"srun started {tasks} tasks, which Horovod cannot join; use mpirun in the allocation")
+        if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UserError("torchrun started several ranks, which Horovod cannot join; use horovodrun or mpirun")
         return Solo()
     if importlib.util.find_spec("horovod") is None:
         raise UserError(

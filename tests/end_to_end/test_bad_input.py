@@ -147,6 +147,7 @@ CASES = {
     "run folder is taken": ("train good.toml --out run", nothing, "--resume auto"),
     "run folder cannot be made": ("train good.toml --out good.toml/run", nothing, "good.toml/run"),
     "resume as another model": (f"{RESUME} --model.layers 3", nothing, "model.layers"),
+    "resume to fewer steps than done": (f"{RESUME} --train.steps 10", nothing, "has trained 14 steps already"),
     "resume with another seed": (f"{RESUME} --run.seed 9", nothing, "run.seed"),
     "resume from other data": (
         RESUME,
@@ -339,6 +340,24 @@ def test_a_number_of_ranks_that_does_not_suit_the_compressor(place):
     assert len(said) == 1, done.stdout + done.stderr
     assert "hvd-llm: adasum is for 2, 4, 8, … ranks (or hosts, if used across them), not 3" in said[0]
     assert not (place / "new").exists()
+
+
+def test_a_model_that_diverged_is_not_used(place):
+    diverge = "--optimizer.lr 1e6 --optimizer.clip_norm 0 --out diverged --train.steps 14 --train.log_every 1"
+    done = run(BIN / "hvd-llm", *TRAIN.split(), *diverge.split(), cwd=place)
+    assert done.returncode == 0
+    assert "steps skipped: gradients not finite" in done.stderr
+    done = run(BIN / "hvd-llm", "generate", "diverged", "--prompt", "a", cwd=place)
+    assert done.returncode == 2
+    assert done.stderr.endswith("not finite: its training diverged\n")
+
+
+def test_torchrun_is_no_launcher_for_horovod(place):
+    environment = ENVIRONMENT | {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}
+    command = [str(BIN / "hvd-llm"), *TRAIN.split()]
+    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "use horovodrun or mpirun" in done.stderr
 
 
 @pytest.mark.slow

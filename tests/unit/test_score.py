@@ -1,0 +1,21 @@
+"""What a score is, and which is the best."""
+
+import torch
+
+from hvd_llm.evaluate import Score, macro_f1
+from hvd_llm.state import Progress
+
+
+def test_classes_that_are_nowhere_have_no_f1():
+    """As scikit-learn's f1_score(average="macro"): labels in neither truth nor prediction do not count."""
+    assert macro_f1(torch.tensor([[5.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.0]])) == 1
+    assert macro_f1(torch.tensor([[0.0, 0.0], [4.0, 0.0]])) == 0
+    assert macro_f1(torch.zeros(2, 2)) == 0
+
+
+def test_a_score_that_is_not_a_number_is_never_the_best():
+    progress = Progress()
+    for step, loss in enumerate([float("nan"), 3.0, float("nan"), 2.0, 2.5]):
+        progress.step = step
+        progress.note(Score(loss, "perplexity", {"perplexity": loss}))
+    assert (progress.best_step, progress.best_goodness, progress.evaluations_since_best) == (3, -2.0, 1)
