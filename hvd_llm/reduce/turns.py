@@ -5,7 +5,8 @@ Those that it has not taken when backward ends are sent the other way round, bec
 first. Only few are under way at a time: what was handed to Horovod cannot be overtaken any more.
 
 With few under way, ranks that chose for themselves could wait for each other for ever. So all take the order that
-follows from the step before: how many the slowest rank, whose backward was over last, had sent by then.
+follows from the step before: how many the slowest rank, whose backward was over last, had sent by then, and one more if
+the network was idle while a bucket waited for its turn.
 """
 
 import time
@@ -33,13 +34,14 @@ class InTurn(Sender):
         self._turns: list[int] = []
         self._waiting: dict[int, tuple[int, bool, int]] = {}  # bucket → what else `send` was given, and when
         self._norms: list[Tensor] = []
+        self._idle = False  # whether a bucket waited for its turn though the network could have taken it
 
     @torch.no_grad()
     def send(self, bucket, step, compress=True):
         if not self._turns:  # a step's first
             assert not self._flights, "buckets of the last step are still under way"
             self._turns = [*range(self._early), *reversed(range(self._early, len(self.buckets)))]
-            self._norms = []
+            self._norms, self._idle = [], False
         self._norms.append(torch.linalg.vector_norm(bucket.flat))
         self._waiting[bucket.index] = step, compress, now()
         self.advance()
@@ -49,6 +51,7 @@ class InTurn(Sender):
         while self._turns and self._turns[0] in self._waiting and len(self._flights) < _UNDER_WAY:
             turn = self._turns.pop(0)
             super().send(self.buckets[turn], *self._waiting.pop(turn))
+        self._idle |= bool(self._waiting) and len(self._flights) < _UNDER_WAY
 
     def over(self) -> None:
         """Backward is over, and every bucket was given to `send`: tell the others how it was."""
@@ -57,7 +60,7 @@ class InTurn(Sender):
         self._agreement.zero_()
         # So large that the norm of the sum may not be finite; a sum's is at most that of all its parts.
         self._agreement[0] = not (torch.stack(self._norms).sum() * comm.size).isfinite()
-        self._agreement[1 + comm.rank] = len(self.buckets) - len(self._turns)
+        self._agreement[1 + comm.rank] = len(self.buckets) - len(self._turns) + self._idle
         self._agreed = comm.sum_async(f"{self._name}.over", self._agreement)
 
     def finite(self) -> bool:
@@ -65,9 +68,8 @@ class InTurn(Sender):
         while not self._agreed.ready():
             self.advance()  # the network must not run dry meanwhile
             time.sleep(POLL_S)
-        bad, *sent = self._agreed.wait().tolist()
-        # If all the early ones were sent, more could have been; the last ones become ready when backward ends.
-        self._early = max(sent) if max(sent) < self._early else min(len(self.buckets), 2 * max(sent))
+        bad, *early = self._agreed.wait().tolist()
+        self._early = min(len(self.buckets), max(early))
         return not bad
 
     def finish(self, buckets):
