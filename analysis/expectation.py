@@ -16,7 +16,8 @@ _COLUMNS = ["launch", "ranks", "what", "expected_ms", "measured_ms", "error"]
 def expectation_table(cells: Iterable[Cell]) -> pd.DataFrame:
     """A row per launch for the step without its optimizer part, and one for each bucket's exchange; milliseconds.
 
-    Measured are means over ranks and measured steps. The error is measured over expected, less 1.
+    Measured: the slowest rank's step less the mean optimizer part; means over ranks of exchanges, from a bucket's last
+    gradient to its sum. Steps before `reduce.warmup_steps` do not count. The error is measured over expected, less 1.
     """
     rows = []
     for cell in cells:
@@ -49,14 +50,17 @@ def _expected(trace: TraceFile) -> dict[str, float]:
 def _measured(one: Measurement) -> dict[str, float]:
     """The same of what came."""
     seconds, count = {}, {}
+    warmup = one.launch.run.about["config"].get("reduce", {}).get("warmup_steps", 0)
+    steps = one.step >= (warmup if isinstance(warmup, int) else 0)
     for trace in one.launch.traces():
         for chunk in trace.chunks():
-            mask = (chunk["kind"] == trace.kinds.get("bucket_exchange", -1)) & np.isin(chunk["step"], one.step)
-            buckets, at = np.unique(chunk["index"][mask], return_inverse=True)
-            spans = (chunk["end_ns"] - chunk["start_ns"])[mask] / 1e9
-            for bucket, total, times in zip(buckets, np.bincount(at, spans), np.bincount(at), strict=True):
+            exchanges, queues = (trace.kinds.get(kind, -1) for kind in ("bucket_exchange", "bucket_queue"))
+            chunk = chunk[np.isin(chunk["kind"], [exchanges, queues]) & np.isin(chunk["step"], one.step[steps])]
+            buckets, at = np.unique(chunk["index"], return_inverse=True)
+            spans = np.bincount(at, (chunk["end_ns"] - chunk["start_ns"]) / 1e9)
+            for bucket, total, times in zip(buckets, spans, np.bincount(at, chunk["kind"] == exchanges), strict=True):
                 what = _bucket(bucket)
                 seconds[what] = seconds.get(what, 0.0) + float(total)
                 count[what] = count.get(what, 0) + int(times)
-    means = {what: total / count[what] for what, total in seconds.items()}
-    return means | {_STEP: float((one.step_s - one.parts_s["optimizer"]).mean())}
+    means = {what: total / count[what] for what, total in seconds.items() if count[what]}
+    return means | {_STEP: float((one.step_s - one.parts_s["optimizer"])[steps].mean()) if steps.any() else np.nan}

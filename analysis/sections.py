@@ -74,9 +74,9 @@ def expectation(found: Experiment, losses: pd.DataFrame) -> Section | None:
     if table.empty:
         return None
     text = (
-        "What reduce.compressor = auto expected of its choice when training began, and what came: means over ranks and "
-        "measured steps. An exchange lasts from a bucket's last gradient until its sum is taken up; a rank that "
-        "computes takes it up late."
+        "What reduce.compressor = auto expected of its choice when training began, and what came, in the mean. The "
+        "step is the slowest rank's. An exchange lasts from a bucket's last gradient until its sum is taken up, on "
+        "average over ranks; a rank that computes takes it up late."
     )
     return Section("expectation", "What auto expected", text, table, shown=tables.expectation(table))
 

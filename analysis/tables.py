@@ -78,6 +78,7 @@ def communication(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def expectation(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.head(40)  # the CSV has all
     shown = table[["launch", "ranks", "what"]].copy()
     return shown.assign(
         **{

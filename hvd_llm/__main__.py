@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 from hvd_llm.errors import UserError, nearest
 from hvd_llm.launcher import Launch
@@ -83,7 +84,8 @@ def main() -> None:
         if rank == 0 or not error.shared:
             print(f"hvd-llm: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
         else:
-            time.sleep(5)  # launchers end the job with its first process: rank 0 is to speak before
+            with suppress(KeyboardInterrupt):
+                time.sleep(5)  # launchers end the job with its first process: rank 0 is to speak before
         _leave(2)
     except KeyboardInterrupt:
         _leave(128 + signal.SIGINT)

@@ -360,6 +360,7 @@ def _apart(config: Config) -> list[tuple[bool, str]]:
     """What does not go together when ranks train apart."""
     sync, train = config.sync, config.train
     return [
+        (sync.late == "add" and not sync.delay, "sync.late is 'add', but nothing is late: sync.delay is 0"),
         (
             sync.delay >= sync.every,
             f"sync.delay is {sync.delay}; it must be less than sync.every = {sync.every}",

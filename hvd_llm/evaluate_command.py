@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
     from hvd_llm.train import batches
 
     with comm.together("read the checkpoint and the data"):
-        model, _, _ = runfolder.load_model(args.run, args.step)
+        path = checkpoint.find(args.run, args.step)
+        model, _, _ = runfolder.load_model(args.run, int(path.name.removeprefix("step-")))
         device.use_threads(config.run.threads, comm.local_size)
         model.to(device.choose(config.run.device, comm.local_rank))
         config = replace(config, data=replace(config.data, path=args.data or config.data.path))
@@ -47,7 +48,6 @@ def run(args: argparse.Namespace) -> None:
     score, count = evaluate(model, split, config.data.task, comm, config.train.micro_batch)
     count = int(comm.sum("evaluate.count", torch.tensor(count)))
     if comm.rank == 0:
-        name = checkpoint.find(args.run, args.step).name
-        print(f"{args.split}: all {split.samples:,} sequences, {count:,} targets; checkpoint {name}")
+        print(f"{args.split}: all {split.samples:,} sequences, {count:,} targets; checkpoint {path.name}")
         print(f"loss {score.loss:.4f}", *(f"{name} {value:.4f}" for name, value in score.measures.items()), sep="\n")
     comm.close()

@@ -95,11 +95,12 @@ class Display:
 class Metrics:
     """Rank 0's witness of the run."""
 
-    def __init__(self, run: Path, first_step: int, steps: int, flops_per_token: int, peak_flops: float):
+    def __init__(self, run: Path, first_step: int, steps: int, flops_per_token: int, peak_flops: float, skipped=0):
         """
         Args:
             flops_per_token: FLOP of forward and backward per token.
             peak_flops: FLOP/s of all devices together; `mfu` is the share reached.
+            skipped: steps that were left out before.
         """
         from torch.utils.tensorboard import SummaryWriter  # slow to import, needed on rank 0 only
 
@@ -108,7 +109,7 @@ class Metrics:
         self._display = Display(first_step, steps)
         self._flops_per_token, self._peak = flops_per_token, peak_flops
         self._began = self._mark = time.monotonic()
-        self._tokens_since = 0
+        self._tokens_since, self._skipped = 0, skipped
 
     def step(self, step: int, log: bool, row: dict, tokens: int) -> None:
         """Take note of a finished step (counted from 1) that trained on `tokens` input tokens."""
@@ -119,7 +120,9 @@ class Metrics:
         rate = self._tokens_since / elapsed
         row |= {"tokens_per_s": rate, "mfu": rate * self._flops_per_token / self._peak}
         self._write(step, row)
-        skipped = f"  {row['skipped']} steps skipped: gradients not finite" if row.get("skipped") else ""
+        new = row.get("skipped", 0) - self._skipped
+        self._skipped += new
+        skipped = f"  skipped {new}: gradients not finite" if new else ""
         self._display.show(step, f"loss {row['loss']:.4f}  {rate:,.0f} tokens/s  MFU {row['mfu']:.1%}{skipped}")
         self.resume_clock()
 

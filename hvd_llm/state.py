@@ -12,7 +12,7 @@ from hvd_llm import checkpoint, models, optimizer
 from hvd_llm.config import Config
 from hvd_llm.errors import UserError
 from hvd_llm.evaluate import Score
-from hvd_llm.reduce.memory import Named
+from hvd_llm.reduce.memory import SENT, Named
 
 _OUTER = "outer."  # begins the names of optimizer slots that ranks which train apart share
 _OWN = "own."  # begins the names of slots that are taken over as they are
@@ -37,8 +37,10 @@ class Progress:
     def note(self, score: Score) -> None:
         """Remember whether this step has the best score so far; one that is not a number is none."""
         self.evaluations_since_best += 1
-        best = -math.inf if self.best_goodness is None else self.best_goodness
-        if score.goodness > best:
+        best = self.best_goodness
+        if not math.isfinite(score.loss):
+            return
+        if best is None or not math.isfinite(best) or score.goodness > best:
             self.best_goodness, self.best_step, self.evaluations_since_best = score.goodness, self.step, 0
 
 
@@ -50,7 +52,8 @@ class State:
         memory: parameter → slot → tensor: what this rank's compressors remember. This and the next two are brought up
             to date when the state is saved.
         shared: parameter → slot → tensor: what ranks that train apart agree on.
-        apart: "weights/parameter" or "slot/parameter" → tensor: this rank's own weights and optimizer, if they do.
+        apart: "weights/parameter" or "slot/parameter" → tensor: this rank's own weights and optimizer, if they do;
+            "sent/parameter": its weights as they were sent, of what is under way.
     """
 
     def __init__(self, config: Config, model: nn.Module):
@@ -134,5 +137,5 @@ class State:
             return
         for name, parameter in self.parameters.items():
             parameter.copy_(self.apart[f"weights/{name}"])
-        inner = {key: value for key, value in self.apart.items() if not key.startswith(("weights/", "sent/"))}
+        inner = {key: value for key, value in self.apart.items() if not key.startswith(("weights/", SENT))}
         optimizer.load_named_state(self.optimizer, self.parameters, inner)

@@ -106,10 +106,11 @@ def _start_or_resume(
 def _witness(run: Path, config: Config, comm: Comm, state: State, steps: int) -> Metrics:
     """Rank 0's metrics, and what there is to say before the first step."""
     peak = device.peak_flops(next(state.model.parameters()).device, config.train.precision) * comm.size
-    witness = Metrics(run, state.progress.step, steps, runfolder.read(run)["model"]["flops_per_token"], peak)
+    flops, progress = runfolder.read(run)["model"]["flops_per_token"], state.progress
+    witness = Metrics(run, progress.step, steps, flops, peak, progress.skipped)
     parameters = sum(map(Tensor.numel, state.model.parameters()))
     ranks = f"{comm.size} rank{'s' if comm.size > 1 else ''}"
-    done = state.progress.step
+    done = progress.step
     resumed = ", all done already" if done == steps else f", continuing after step {done}" if done else ""
     witness.say(f"{run}: {parameters:,} parameters, {ranks}, {steps} steps{resumed}")
     if config.reduce.share_memory and 1 < comm.size == comm.local_size and not comm.shares_memory:

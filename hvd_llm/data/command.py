@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _tokens(parser.add_argument_group("text and tokens"))
 
 
-def _content(group: argparse._ArgumentGroup) -> None:
+def _content(group) -> None:
     group.add_argument(
         "--kind",
         choices=("text", "classify", "tag"),
@@ -90,7 +90,7 @@ def _content(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _splits(group: argparse._ArgumentGroup) -> None:
+def _splits(group) -> None:
     group.add_argument(
         "--validation",
         type=float,
@@ -111,7 +111,7 @@ def _splits(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _tokens(group: argparse._ArgumentGroup) -> None:
+def _tokens(group) -> None:
     group.add_argument(
         "--tokenizer",
         default="bpe",

@@ -12,6 +12,7 @@ from torch import Tensor
 from hvd_llm.compress.base import State
 from hvd_llm.reduce.buckets import Bucket, Segment
 
+SENT = "sent/"  # begins the names of weights as a rank that trains apart sent them
 Named = dict[str, dict[str, Tensor]]  # parameter name → slot → tensor
 
 

@@ -22,12 +22,10 @@ from torch import Tensor, nn
 from hvd_llm.config import Sync
 from hvd_llm.errors import UserError
 from hvd_llm.reduce.buckets import Bucket
-from hvd_llm.reduce.memory import Named
+from hvd_llm.reduce.memory import SENT, Named
 from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.sender import Route, Sender
 from hvd_llm.trace import now
-
-_SENT = "sent/"  # begins the names of weights as they were sent
 
 
 class Outer:
@@ -65,7 +63,7 @@ class Outer:
         self._settled: set[int] = set()  # those of them whose sums are there already
         # Parameter under way → this rank's weights as they were sent, if the steps since are to be added.
         self._sent = {
-            name: own[_SENT + name].to(p.device) for name, p in parameters.items() if own and _SENT + name in own
+            name: own[SENT + name].to(p.device) for name, p in parameters.items() if own and SENT + name in own
         }
         for fragment, buckets in enumerate(self._fragments):
             views = {name: view for bucket in buckets for name, view in bucket.views.items()}
@@ -130,7 +128,7 @@ class Outer:
         for bucket in buckets:
             for name, view in bucket.views.items():
                 torch.sub(self.anchor[name], self.parameters[name], out=view)
-                if self._sync.late == "add":
+                if self._sync.delay and self._sync.late == "add":
                     self._sent[name] = self.parameters[name].detach().clone()
             bucket.flat.div_(self._size)
             self._sender.send(bucket, step)
@@ -184,7 +182,7 @@ class Outer:
             for bucket in self._fragments[fragment]:
                 for name, view in bucket.views.items():
                     shared[name]["arriving"] = view
-        return self._sender.memory.by_parameter(), shared, {_SENT + name: value for name, value in self._sent.items()}
+        return self._sender.memory.by_parameter(), shared, {SENT + name: value for name, value in self._sent.items()}
 
     @contextmanager
     def agreed(self) -> Iterator[None]:

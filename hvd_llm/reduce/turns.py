@@ -6,7 +6,8 @@ first. Only few are under way at a time: what was handed to Horovod cannot be ov
 
 With few under way, ranks that chose for themselves could wait for each other for ever. So all take the order that
 follows from the step before: how many the slowest rank, whose backward was over last, had sent by then, and one more if
-the network was idle while a bucket waited for its turn.
+another could have been under way while a bucket waited for its turn. (The last few become ready so late that they may
+be counted too.)
 """
 
 import time
@@ -27,7 +28,7 @@ class InTurn(Sender):
     def __init__(self, *args):
         super().__init__(*args)
         comm = self._route.comm
-        # How many ranks have a bad gradient; how many buckets each had sent when its backward was over.
+        # How many ranks have a bad gradient; how many buckets each had sent when its backward was over, or could have.
         self._agreement = comm.allocate(1 + comm.size, torch.int64, torch.device("cpu"))
         self._agreed: Handle | None = None
         self._early = len(self.buckets)  # those that are sent in the order of backward

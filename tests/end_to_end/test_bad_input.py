@@ -346,7 +346,7 @@ def test_a_model_that_diverged_is_not_used(place):
     diverge = "--optimizer.lr 1e6 --optimizer.clip_norm 0 --out diverged --train.steps 14 --train.log_every 1"
     done = run(BIN / "hvd-llm", *TRAIN.split(), *diverge.split(), cwd=place)
     assert done.returncode == 0
-    assert "steps skipped: gradients not finite" in done.stderr
+    assert ": gradients not finite" in done.stderr
     done = run(BIN / "hvd-llm", "generate", "diverged", "--prompt", "a", cwd=place)
     assert done.returncode == 2
     assert done.stderr.endswith("not finite: its training diverged\n")

@@ -36,6 +36,7 @@ def test_ranks_do_what_simulated_ranks_do(comm, folders):
         # Vectors are summed in another order. A bit on the edge may turn by that: a few weights in 1000 differ.
         error = (_weights(together) - _weights(rank)).abs()
         assert error.quantile(0.99) < 1e-3 * moved
+        assert error.max() < 3 * moved
 
 
 def _weights(trainer):

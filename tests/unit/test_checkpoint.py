@@ -35,6 +35,12 @@ def test_what_is_saved_is_loaded(run):
     assert size == sum(path.stat().st_size for path in checkpoint.folder(run, 4).iterdir())
 
 
+def test_whoever_may_read_one_file_may_read_all(run):
+    """The umask says who: safetensors' own files would be only their owner's."""
+    modes = {path.stat().st_mode for path in checkpoint.folder(run, 3).iterdir()}
+    assert len(modes) == 1
+
+
 def test_retention_keeps_the_newest_and_the_best(run):
     (run / "checkpoints/.writing-step-00000009").mkdir()
     checkpoint.retain(run, keep=1, always={1})

@@ -36,6 +36,7 @@ def test_a_file_is_read_and_overridden(tmp_path):
         (STEPS | {"model": {"kv_heads": 2}}, "model.kv_heads is 2"),
         (STEPS | {"optimizer": {"schedule": "wsd", "warmup": 0.9, "decay": 0.2}}, "optimizer.warmup + optimizer.decay"),
         (STEPS | {"optimizer": {"name": "zero_one_adam"}, "sync": {"every": 4}}, "optimizer.name is 'zero_one_adam'"),
+        (STEPS | {"sync": {"every": 4, "late": "add"}}, "sync.late is 'add'"),
         (STEPS | {"trace": {"enabled": False, "horovod_timeline": True}}, "trace.horovod_timeline needs"),
     ],
 )

@@ -19,3 +19,10 @@ def test_a_score_that_is_not_a_number_is_never_the_best():
         progress.step = step
         progress.note(Score(loss, "perplexity", {"perplexity": loss}))
     assert (progress.best_step, progress.best_goodness, progress.evaluations_since_best) == (3, -2.0, 1)
+
+
+def test_one_that_was_remembered_is_replaced():
+    progress = Progress(step=7, best_goodness=float("nan"))
+    progress.note(Score(3.0, "accuracy", {"accuracy": 0.5, "f1": 0.5}))
+    progress.note(Score(float("nan"), "accuracy", {"accuracy": 0.9, "f1": 0.9}))
+    assert (progress.best_step, progress.best_goodness) == (7, 0.5)

@@ -116,7 +116,7 @@ def write_trace(
         start, end = add("backward", own["backward"] * scale)
         if place[1] > 1:
             middle = (start + end) // 2
-            trace.add("bucket_queue", middle - 1000, middle, 0)
+            trace.add("bucket_queue", middle - 2_000_000, middle, 0)
             trace.add("bucket_exchange", middle, middle + (end - middle) // 2, 0, 4_000_000)
             start, end = add("exposed", exposed_ms * scale)
             trace.add("bucket_exchange", start, end, 1, 8_000_000)
