@@ -28,7 +28,10 @@ class Workers:
 
     def __exit__(self, kind, error, trace) -> None:
         if self._pool:
-            self._pool.shutdown(wait=kind is not KeyboardInterrupt, cancel_futures=True)  # tasks may take minutes
+            if kind is KeyboardInterrupt:  # nobody wants to wait for tasks of minutes
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+            self._pool.shutdown(cancel_futures=True)
 
     def run(self, function: Callable, tasks: Iterable[tuple], title: str) -> list:
         """Call ``function(*task)`` for each task; return the results in the order of the tasks.
@@ -65,5 +68,5 @@ def _follow_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; our parent will be gone
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the parent ends us
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
