@@ -13,7 +13,8 @@ from commands import launcher, run
 def test_parallel(controller, ranks):
     command = ["horovodrun", *launcher(2, controller)[1:-1], str(ranks)]
     done = run(*command, sys.executable, "-m", "pytest", "-q", "-x", "--timeout", "120", "tests/parallel", timeout=600)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    reasons = [line for line in done.stdout.splitlines() if re.search(r">: ?(\x1b\S*)?(E  |FAILED|ERROR)", line)]
+    assert done.returncode == 0, "\n".join(reasons) + done.stdout[-2000:] + done.stderr[-2000:]
     passed = re.findall(r"(\d+) passed", done.stdout)
     assert len(passed) == ranks, f"some ranks ran no test: {passed}"
     assert min(map(int, passed)) > 30
