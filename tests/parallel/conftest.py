@@ -1,6 +1,8 @@
 """The same tests at any number of ranks: `pytest tests/parallel` or `horovodrun -np 3 pytest tests/parallel`."""
 
 import atexit
+import gc
+import resource
 import shutil
 import tempfile
 
@@ -14,7 +16,9 @@ from hvd_llm.launcher import Launch
 
 
 def pytest_configure(config):
-    """Ranks must not clean up each other's folders."""
+    """Ranks must not clean up each other's folders, and every trainer of a test keeps its dataset's files open."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if Launch.from_environment().by and not config.option.basetemp:
         config.option.basetemp = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, config.option.basetemp, ignore_errors=True)
@@ -26,6 +30,13 @@ def comm():
     comm = connect(Config(reduce=Reduce(cycle_ms=1)), groups=True)
     yield comm
     comm.close()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tidied():
+    """Trainers are cycles: their files are closed when these are collected."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
