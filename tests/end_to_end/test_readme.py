@@ -20,7 +20,11 @@ BRIEF = {
     "make train": ["TRAIN=--train.steps 12 --evaluate.batches 1"],
     "make bench": ["BENCH=--rounds 2 --steps 1 --controllers gloo"],
 }
-NETWORK = "BENCH=--rounds 1 --hosts 2 --rates 200mbit --turn 1 --steps 2 --contenders ours:int4 ddp_fp16"
+BETWEEN_HOSTS = {  # of two assignments make takes the last
+    "make bench-network": "BENCH=--rounds 1 --hosts 2 --rates 200mbit --turn 1 --steps 2 --contenders ours ddp_fp16",
+    "make bench-loss": "BENCH=--hosts 2 --steps 8 --evaluate.batches 1 --contenders ours ours:int4,sync.every=4,"
+    "sync.delay=2,sync.late=add,sync.outer_lr=1,sync.outer_momentum=0",
+}
 ELSEWHERE = ("git clone", "cd ", "make test")  # what got us here
 
 
@@ -34,15 +38,14 @@ def shortened(command: str) -> list[str]:
     words = shlex.split(command)
     if "hvd-llm train" in command:
         words += ["--train.steps", "12", "--train.epochs", "0", "--evaluate.batches", "1"]
-    if command.startswith("make bench-network"):  # of two assignments make takes the last
-        words.append(NETWORK)
+    words += [brief for start, brief in BETWEEN_HOSTS.items() if command.startswith(start)]
     return words + BRIEF.get(command, [])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_every_command_runs(tmp_path):
-    without = ("make bench-network",) if sandbox.obstacle() else ()
+    without = tuple(BETWEEN_HOSTS) if sandbox.obstacle() else ()
     here = [line for line in commands() if not line.startswith(ELSEWHERE + without)]
     assert len(here) > 8
     ready = REPOSITORY / ".venv/.ready"

@@ -15,12 +15,12 @@ REDUCE = {"compressor": "onebit", "bucket_mb": 0.02}
 
 
 def test_ranks_do_what_simulated_ranks_do(comm, folders):
-    config = settings(folders, "causal", optimizer=ZERO_ONE, reduce=REDUCE)
+    unclipped = ZERO_ONE | {"clip_norm": 0.0}  # norms of other buckets round differently
+    config = settings(folders, "causal", optimizer=unclipped, reduce=REDUCE)
     together = trainer(comm, config)
-    plain = settings(folders, "causal", optimizer=ZERO_ONE)
+    plain = settings(folders, "causal", optimizer=unclipped, reduce={"rows": False})
     ranks = [trainer(Apart(rank, comm.size), plain) for rank in range(comm.size)]
     states = [[[{} for _ in ranks] for _ in bucket.segments] for bucket in together.reducer.buckets]
-    before = _weights(together)
     for step in range(12):
         together.step()
         count = sum(_backward(rank, step) for rank in ranks)
@@ -31,12 +31,8 @@ def test_ranks_do_what_simulated_ranks_do(comm, folders):
         for rank in ranks:
             rank.update.take(rank.nominal / count, exact)
             rank.state.progress.step += 1
-    moved = (_weights(together) - before).square().mean().sqrt()
     for rank in ranks:
-        # Vectors are summed in another order. A bit on the edge may turn by that: a few weights in 1000 differ.
-        error = (_weights(together) - _weights(rank)).abs()
-        assert error.quantile(0.99) < 1e-3 * moved
-        assert error.max() < 3 * moved
+        assert torch.equal(_weights(rank), _weights(together))
 
 
 def _weights(trainer):
@@ -49,7 +45,7 @@ def _backward(rank, step):
     rank.reducer.start(step)
     mine = rank.training.micro_batches(step, rank.comm.rank, rank.comm.size, rank.config.train.micro_batch)
     for batch in mine:
-        (rank._loss(batch) / rank.nominal).backward()
+        (rank._loss(batch) * (1 / rank.nominal)).backward()
     rank.reducer.finish()
     return sum(map(targets, mine))
 
@@ -61,7 +57,8 @@ def _sum(segment, ranks, states, exact, step):
         for rank in ranks
     ]
     how = none if exact else segment.compressor
-    sums = lockstep.reduce(how, gradients, states, At(next(iter(segment.views)), step=step))
+    at = At(next(iter(segment.views)), step=step)
+    sums = lockstep.reduce(how, gradients, states, at)
     for rank, total in zip(ranks, sums, strict=True):
         for name, piece in segment.cut(total).items():
             gradient = rank.state.parameters[name].grad

@@ -33,38 +33,10 @@ def write_run(
     The true mean step is 2 (input) + forward + backward + exposed (0 with one rank) + 6 (optimizer) + 1 (residual) ms;
     autocorrelated noise (0.7) of relative size `noise` multiplies the whole step.
     """
-    tree = config.to_dict(config.Config())
-    tree["train"] |= {"global_batch": batch_per_rank * ranks, "micro_batch": 8, "steps": steps}
-    for key, value in (settings or {}).items():
-        section, name = key.split(".")
-        tree[section][name] = value
-    launch = {
-        "started": "2026-01-31T12:00:00+00:00",
-        "first_step": 0,
-        "argv": ["hvd-llm", "train", "gpt2-tiny", "--train.steps", str(steps)],
-        "size": ranks,
-        "controller": "mpi",
-        "hosts": hosts or ["node-a"] * ranks,
-        "cpu": "A CPU",
-        "cores": CORES,
-        "threads": 1,
-        "device": "cpu",
-        "memory_bytes": 2**33,
-        "slurm": {},
-        "environment": {"HOROVOD_CYCLE_TIME": "1.0", "HOROVOD_RANK": "0"},
-    } | (facts or {})
-    description = {
-        "schema": "hvd_llm.run/1",
-        "kind": "train",
-        "config": tree,
-        "versions": {"python": "3.11.7", "torch": "2.13.0", "horovod": "0.28.1", "hvd_llm": "0.1.0"},
-        "git": {"commit": "c0ffee" * 6 + "c0ff", "dirty": False},
-        "model": {"parameters": 5_300_000, "flops_per_token": 31_800_000},
-        "data": {"fingerprint": "f00d", "path": "data/embedded", "kind": "tokens", "vocabulary": 8192},
-        "launches": [launch],
-    } | (about or {})
     path.mkdir(parents=True)
-    (path / "run.json").write_text(json.dumps(description))
+    launch = {"size": ranks, "hosts": hosts or ["node-a"] * ranks} | (facts or {})
+    trained = {"train.global_batch": batch_per_rank * ranks, "train.steps": steps} | (settings or {})
+    (path / "run.json").write_text(json.dumps(_description(trained, launch) | (about or {})))
 
     random = np.random.default_rng(seed)
     factor = 1 + noise * _autocorrelated(steps, 0.7, random)
@@ -84,6 +56,37 @@ def write_run(
         )
     write_metrics(path, steps, random)
     return path
+
+
+def _description(settings: dict, launch: dict) -> dict:
+    """What run.json says of a run of `settings` (section.name → value), started once, as `launch` says."""
+    tree = config.to_dict(config.Config())
+    for key, value in ({"train.micro_batch": 8} | settings).items():
+        section, name = key.split(".")
+        tree[section][name] = value
+    launch = {
+        "started": "2026-01-31T12:00:00+00:00",
+        "first_step": 0,
+        "argv": ["hvd-llm", "train", "gpt2-tiny", "--train.steps", str(tree["train"]["steps"])],
+        "controller": "mpi",
+        "cpu": "A CPU",
+        "cores": CORES,
+        "threads": 1,
+        "device": "cpu",
+        "memory_bytes": 2**33,
+        "slurm": {},
+        "environment": {"HOROVOD_CYCLE_TIME": "1.0", "HOROVOD_RANK": "0"},
+    } | launch
+    return {
+        "schema": "hvd_llm.run/1",
+        "kind": "train",
+        "config": tree,
+        "versions": {"python": "3.11.7", "torch": "2.13.0", "horovod": "0.28.1", "hvd_llm": "0.1.0"},
+        "git": {"commit": "c0ffee" * 6 + "c0ff", "dirty": False},
+        "model": {"parameters": 5_300_000, "flops_per_token": 31_800_000},
+        "data": {"fingerprint": "f00d", "path": "data/embedded", "kind": "tokens", "vocabulary": 8192},
+        "launches": [launch],
+    }
 
 
 def write_trace(
