@@ -61,10 +61,11 @@ def _by_rows(
 ) -> tuple[list[str], dict[str, Tensor]]:
     """Parameters that are sent by rows; and lookups that are, apart from the rest of their parameter's gradient.
 
-    It pays where whole gradients would be sent: not in shared memory, nor where a compressor sends less.
+    It pays where whole gradients would be sent: not in shared memory, nor where a compressor sends less; and where
+    they are waited for.
     """
     whole = comm.size > 1 and not comm.shares_memory and config.sync.every == 1 and list(among) == [none]
-    if not (whole and config.reduce.rows):
+    if config.reduce.delay or not (whole and config.reduce.rows):
         return [], {}
     tokens = config.train.global_batch * config.data.sequence_length
     return models.sparse_embeddings(state.model, tokens), models.part_lookups(state.model, tokens)

@@ -30,6 +30,7 @@ class Progress:
     evaluations_since_best: int = 0
     bucket_order: list[str] = field(default_factory=list)
     choice: dict = field(default_factory=dict)  # of reduce.compressor = auto
+    under_way: list = field(default_factory=list)  # gradients that are taken up late: `factor` and `exact` of an update
     norm: float | None = None  # of the gradient that was last applied, before clipping
     loss_scale: float = 1.0
     loss_scale_good_steps: int = 0
@@ -51,7 +52,7 @@ class State:
         parameters: name → trainable parameter; tied ones once.
         memory: parameter → slot → tensor: what this rank's compressors remember. This and the next two are brought up
             to date when the state is saved.
-        shared: parameter → slot → tensor: what ranks that train apart agree on.
+        shared: parameter → slot → tensor: what ranks that train apart agree on, and sums that are taken up late.
         apart: "weights/parameter" or "slot/parameter" → tensor: this rank's own weights and optimizer, if they do;
             "sent/parameter": its weights as they were sent, of what is under way.
     """
@@ -82,7 +83,8 @@ class State:
             own.setdefault(name, {})[f"{_OWN}{slot}"] = value
         return checkpoint.Snapshot(
             progress=asdict(self.progress),
-            model=models.tensors(self.model) | {name: slots["anchor"] for name, slots in self.shared.items()},
+            model=models.tensors(self.model)
+            | {n: slots["anchor"] for n, slots in self.shared.items() if "anchor" in slots},
             optimizer=self._optimizer() | outer,
             own=own,
         )
@@ -94,12 +96,12 @@ class State:
         """Note what is kept outside of this state, before it is saved.
 
         Args:
-            shared: what ranks that train apart agree on, if they do.
-            own: what is this rank's alone besides weights and optimizer, in the form of `apart`.
+            shared: what is equal on all ranks.
+            own: if ranks train apart, what is this rank's alone besides weights and optimizer, in the form of `apart`.
         """
         self.memory, self.shared = memory, shared or {}
         weights = {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
-        self.apart = weights | self._optimizer() | dict(own or {}) if shared else {}
+        self.apart = {} if own is None else weights | self._optimizer() | dict(own)
 
     def restore(self, path: Path, rank: int = 0, size: int = 1, same: Collection[str] = ()) -> None:
         """Continue from a checkpoint folder as `rank` of `size`.

@@ -25,6 +25,7 @@ from hvd_llm.drift import fingerprint
 from hvd_llm.errors import UserError
 from hvd_llm.evaluate import Score, evaluate
 from hvd_llm.metrics import Metrics, Silence
+from hvd_llm.reduce.delayed import Delayed
 from hvd_llm.reduce.outer import Outer
 from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.pricing import rehearse
@@ -32,7 +33,7 @@ from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
 from hvd_llm.state import State
 from hvd_llm.trace import NoTrace, Trace, now
-from hvd_llm.update import LateUpdate, Update
+from hvd_llm.update import DelayedUpdate, LateUpdate, Update
 
 
 def train(config: Config, name: str, comm: Comm) -> Path:
@@ -193,6 +194,9 @@ class Trainer:
             state.part()
             plain = [Planned(planned.names, none) for planned in plan.buckets]
             self.reducer = Reducer(state.parameters, plain, route, meanwhile=self.outer.advance)
+        elif config.reduce.delay:
+            arriving = {name: slots["arriving"] for name, slots in state.shared.items()}
+            self.reducer = Delayed(state.parameters, plan.buckets, route, state.memory, arriving)
         else:
             self.reducer = Reducer(
                 state.parameters,
@@ -203,7 +207,7 @@ class Trainer:
                 lookups=plan.lookups,
                 meanwhile=lambda: self.update.settle(),
             )
-        update = LateUpdate if config.reduce.overlap == "forward" else Update
+        update = DelayedUpdate if config.reduce.delay else LateUpdate if config.reduce.overlap == "forward" else Update
         self.update = update(config.optimizer, state, self.reducer, steps, trace)
 
     def step(self) -> tuple[dict, int]:
@@ -291,7 +295,8 @@ class Trainer:
         self.trace.add("checkpoint", began, now(), amount=size)
 
     def meet(self) -> None:
-        """Training ends here: what ranks have learnt apart comes together."""
+        """Training ends here: what is under way is taken up, what ranks have learnt apart comes together."""
+        self.update.end()
         if self.outer and self.state.progress.step > self.config.sync.after:
             self.outer.meet(self.state.progress.step - 1)
 
@@ -299,7 +304,9 @@ class Trainer:
         """Bring `state` up to date with what is kept or still under way elsewhere."""
         self.update.settle()
         if not self.outer:
-            self.state.remember(self.reducer.memory.by_parameter())
+            arriving = self.reducer.arriving() if self.state.progress.under_way else {}
+            shared = {name: {"arriving": value} for name, value in arriving.items()}
+            self.state.remember(self.reducer.memory.by_parameter(), shared)
             return
         if self.state.progress.step <= self.config.sync.after:
             self.outer.begin()  # they have not parted yet

@@ -45,6 +45,9 @@ class Update:
     def settle(self) -> None:
         """Return when every update that was begun is taken: here, they all are."""
 
+    def end(self) -> None:
+        """Training ends: take up what is still under way."""
+
     def _learning_rate(self) -> float:
         return optimizer.learning_rate(self.config, self.state.progress.step, self.steps)
 
@@ -143,6 +146,40 @@ class LateUpdate(Update):
             self._waiting.clear()
         self._decided = True
         return finite
+
+
+class DelayedUpdate(Update):
+    """All weights at once, by the gradients of the step before: `reduce.delay = 1`."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        for module in self.state.model.modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                module.register_forward_pre_hook(self._before)
+
+    def take(self, factor, exact):
+        """As in `Update`, but `factor` and `exact` are for the next step. The first changes nothing."""
+        progress = self.state.progress
+        if progress.under_way:
+            row = super().take(*progress.under_way)
+        else:
+            row = {"learning_rate": self._learning_rate(), "gradient_norm": None, "skipped": progress.skipped}
+        self.reducer.depart()
+        progress.under_way = [factor, exact]
+        return row
+
+    def end(self):
+        progress = self.state.progress
+        if progress.under_way:
+            self.reducer.take_up()
+            super().take(*progress.under_way)
+            progress.under_way = []
+
+    @torch.no_grad()
+    def _before(self, *_) -> None:
+        """A module is at work: compressors of several rounds must not wait for backward."""
+        with torch.autocast(self.reducer.buckets[0].flat.device.type, enabled=False):
+            self.reducer.advance()
 
 
 def _norm(norms: Sequence[Tensor]) -> float:

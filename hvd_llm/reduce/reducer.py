@@ -20,6 +20,11 @@ def lookup(name: str) -> str:
     return f"{name}.lookup"
 
 
+def home(buckets: Iterable[Bucket]) -> dict[str, tuple[Bucket, Tensor]]:
+    """Parameter name → where its gradient is: the bucket, and the view of it."""
+    return {name: (bucket, view) for bucket in buckets for name, view in bucket.views.items()}
+
+
 class Reducer:
     """Owns `p.grad` of the given parameters and makes it the sum over all ranks.
 
@@ -54,9 +59,10 @@ class Reducer:
         self.parameters = dict(parameters) | {lookup(name): leaf for name, leaf in (lookups or {}).items()}
         sender = InTurn if overlap == "forward" else Sender
         self._sender = sender("bucket", self.parameters, plan, route, kept or {})
+        self.buckets: list[Bucket] = self._sender.buckets
         self._overlap = overlap
         self._trace, self._meanwhile = route.trace, meanwhile
-        self._home = {name: (bucket, view) for bucket in self.buckets for name, view in bucket.views.items()}
+        self._home = home(self.buckets)
         self._parted = [(name, lookup(name)) for name in lookups or {}]
         assert len(self._parted) <= 1, "embeddings that share buckets would have to land together"
         self._missing: list[set[str]] = []  # by bucket: whose gradient is not there yet
@@ -65,10 +71,6 @@ class Reducer:
         self._step, self._scale = 0, 1.0
         for name, parameter in self.parameters.items():
             parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._arrived(name))
-
-    @property
-    def buckets(self) -> list[Bucket]:
-        return self._sender.buckets
 
     @property
     def memory(self) -> Memory:

@@ -36,6 +36,7 @@ class Route:
 
 @dataclass
 class _Flight:
+    bucket: Bucket
     exchange: Exchange
     sent_ns: int
 
@@ -87,15 +88,15 @@ class Sender:
             generators.append(compressor(segment.tensor, state, at))
         name = f"{self._name}.{bucket.index}"
         exchange = Exchange(name, generators, self._route.comm, self._route.groups)
-        self._flights[bucket.index] = _Flight(exchange, now())
+        self._flights[bucket.index] = _Flight(bucket, exchange, now())
         self._route.trace.add("bucket_queue", ready_ns, self._flights[bucket.index].sent_ns, bucket.index)
 
     @torch.no_grad()
     def advance(self) -> None:
         """Move everything that need not wait."""
-        for index, flight in list(self._flights.items()):
+        for flight in list(self._flights.values()):
             if flight.exchange.advance():
-                self._land(self.buckets[index])
+                self._land(flight.bucket)
 
     @torch.no_grad()
     def finish(self, buckets: Iterable[Bucket]) -> None:

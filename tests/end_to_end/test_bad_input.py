@@ -114,6 +114,14 @@ CASES = {
     "compressor that is no name": (f"{TRAIN} --reduce.compressor topk(", nothing, "write a name"),
     "delay as long as a round": (f"{TRAIN} --sync.every 4 --sync.delay 4", nothing, "sync.delay is 4"),
     "warm-up of ranks apart": (f"{TRAIN} --sync.every 4 --reduce.warmup_steps 3", nothing, "sync.after"),
+    "two ways to be late": (
+        f"{TRAIN} --reduce.delay 1 --reduce.overlap forward --optimizer.clip_norm 0",
+        nothing,
+        "cannot be 'forward' besides",
+    ),
+    "late gradients of ranks apart": (f"{TRAIN} --reduce.delay 1 --sync.every 4", nothing, "it is sync.delay that"),
+    "late gradients and auto": (f"{TRAIN} --reduce.delay 1 --reduce.compressor auto", nothing, "name a compressor"),
+    "late gradients, compiled": (f"{TRAIN} --reduce.delay 1 --train.compile true", nothing, "train.compile cannot"),
     "late updates and this step's norm": (f"{TRAIN} --reduce.overlap forward", nothing, "optimizer.clip_by to 'last'"),
     "late updates of ranks apart": (
         f"{TRAIN} --reduce.overlap forward --optimizer.clip_norm 0 --sync.every 4",

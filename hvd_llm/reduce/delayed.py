@@ -1,0 +1,69 @@
+"""Gradients whose sums are taken up one step later, so that a whole step hides their exchange: `reduce.delay = 1`.
+
+Weights follow gradients that are one step old: the delayed parameter update of ZeRO-Offload (Ren et al. 2021,
+arXiv:2101.06840, section 5.2), there to hide a slow optimizer; Pipe-SGD (Li et al. 2018, arXiv:1811.03619) with a
+pipeline of two, here to hide a slow network.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from hvd_llm.reduce.buckets import allocate
+from hvd_llm.reduce.memory import Named
+from hvd_llm.reduce.policy import Planned
+from hvd_llm.reduce.reducer import Reducer, home
+from hvd_llm.reduce.sender import Route
+
+
+class Delayed(Reducer):
+    """A `Reducer` with two sets of buckets: in one gradients gather while the other is on its way.
+
+    `finish()` leaves in every `p.grad` the sum of the step before. When that has been used and what the compressors
+    remember of it is kept or dropped, `depart()` sends this step's.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        plan: Sequence[Planned],
+        route: Route,
+        kept: Named | None = None,
+        arriving: Mapping[str, Tensor] | None = None,
+    ):
+        """
+        Args:
+            arriving: what `arriving` gave an earlier run.
+        """
+        super().__init__(parameters, plan, route, kept, overlap="none", meanwhile=self.advance)
+        self._away = allocate(parameters, plan, route.comm.allocate)
+        for name, (_, view) in home(self._away).items() if arriving else ():
+            view.copy_(arriving[name])
+
+    def finish(self) -> None:
+        with self._trace.span("exposed"):
+            for bucket in self.buckets:
+                self._fill(bucket)
+            self.take_up()
+
+    def take_up(self) -> None:
+        """Wait for what is under way; it is in every `p.grad` then, and what has gathered there is laid by."""
+        self._sender.finish(self._away)
+        self.buckets, self._away = self._away, self.buckets
+        self._home = home(self.buckets)
+        for name, (_, view) in self._home.items():
+            self.parameters[name].grad = view
+
+    def depart(self) -> None:
+        """Send what has gathered in this step."""
+        for bucket in self._away:
+            self._send(bucket)
+
+    def arriving(self) -> dict[str, Tensor]:
+        """Wait for what is under way, and keep what compressors remember of it; parameter → its sum."""
+        self._sender.finish(self._away)
+        if all(bucket.flat.sum().isfinite() for bucket in self._away):
+            self.memory.keep()
+        else:
+            self.memory.drop()
+        return {name: view for name, (_, view) in home(self._away).items()}
