@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
 BRIEF = {
     "make train": ["TRAIN=--train.steps 12 --evaluate.batches 1"],
-    "make bench": ["BENCH=--rounds 2 --steps 1 --controllers gloo"],
+    "make bench": ["BENCH=--rounds 2 --steps 1 --controllers gloo --contenders ours ddp_lean stock_horovod floor"],
 }
 BETWEEN_HOSTS = {  # of two assignments make takes the last
     "make bench-network": "BENCH=--rounds 1 --hosts 2 --rates 200mbit --turn 1 --steps 2 --contenders ours ddp_fp16",
