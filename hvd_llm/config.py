@@ -147,7 +147,7 @@ class Reduce:
     """Horovod looks for new operations this often, in ms. 0: 1 with GPUs, else 10; 25 or 50 if most steps need none."""
     overlap: Literal["none", "backward", "forward"] = "backward"
     """What hides the exchange: nothing; backward; also the next forward, each layer of which waits for its update."""
-    delay: Literal[0, 1] = 0
+    delay: Annotated[int, Field(ge=0, le=1)] = 0
     """1: sums are taken up one step later and a whole step hides the exchange; gradients are then one step old."""
     rows: bool = True
     """Between hosts, without a compressor: gradients of embeddings are sent by rows, those of tokens that occurred."""
