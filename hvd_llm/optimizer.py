@@ -43,6 +43,22 @@ def exact(config: Config, step: int) -> bool:
     return since < 0 or (zero_one and moves(since, config.optimizer.kappa))
 
 
+def step_ahead(optimizer: torch.optim.Optimizer, gradients: dict[Tensor, Tensor]) -> None:
+    """Take a step that the optimizer forgets: the weights move, its state does not.
+
+    Args:
+        gradients: parameter → gradient.
+    """
+    kept = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+    for state in optimizer.state.values():
+        state |= {slot: value.clone() for slot, value in state.items() if isinstance(value, Tensor)}
+    for parameter, gradient in gradients.items():
+        parameter.grad = gradient
+    optimizer.step()
+    optimizer.state.clear()
+    optimizer.state.update(kept)
+
+
 @dataclass
 class LossScale:
     """Dynamic loss scale for fp16 (Micikevicius et al. 2018, section 3.2); 1 and constant otherwise.

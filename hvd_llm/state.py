@@ -54,7 +54,8 @@ class State:
             to date when the state is saved.
         shared: parameter → slot → tensor: what ranks that train apart agree on, and sums that are taken up late.
         apart: "weights/parameter" or "slot/parameter" → tensor: this rank's own weights and optimizer, if they do;
-            "sent/parameter": its weights as they were sent, of what is under way.
+            "sent/parameter": its weights as they were sent, of what is under way. Its weights alone, if it went ahead
+            of sums that are taken up late.
     """
 
     def __init__(self, config: Config, model: nn.Module):
@@ -83,13 +84,13 @@ class State:
             own.setdefault(name, {})[f"{_OWN}{slot}"] = value
         return checkpoint.Snapshot(
             progress=asdict(self.progress),
-            model=models.tensors(self.model)
-            | {n: slots["anchor"] for n, slots in self.shared.items() if "anchor" in slots},
-            optimizer=self._optimizer() | outer,
+            model=models.tensors(self.model) | {name: slots["anchor"] for name, slots in self.shared.items()},
+            optimizer=self.own_optimizer() | outer,
             own=own,
         )
 
-    def _optimizer(self) -> dict[str, Tensor]:
+    def own_optimizer(self) -> dict[str, Tensor]:
+        """The optimizer's tensors, in the form of `apart`."""
         return optimizer.named_state(self.optimizer, {parameter: name for name, parameter in self.parameters.items()})
 
     def remember(self, memory: Named, shared: Named | None = None, own: Mapping[str, Tensor] | None = None) -> None:
@@ -97,11 +98,13 @@ class State:
 
         Args:
             shared: what is equal on all ranks.
-            own: if ranks train apart, what is this rank's alone besides weights and optimizer, in the form of `apart`.
+            own: what is this rank's alone, in the form of `apart`.
         """
-        self.memory, self.shared = memory, shared or {}
-        weights = {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
-        self.apart = {} if own is None else weights | self._optimizer() | dict(own)
+        self.memory, self.shared, self.apart = memory, shared or {}, dict(own or {})
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """This rank's weights, in the form of `apart`."""
+        return {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
 
     def restore(self, path: Path, rank: int = 0, size: int = 1, same: Collection[str] = ()) -> None:
         """Continue from a checkpoint folder as `rank` of `size`.
@@ -140,4 +143,5 @@ class State:
         for name, parameter in self.parameters.items():
             parameter.copy_(self.apart[f"weights/{name}"])
         inner = {key: value for key, value in self.apart.items() if not key.startswith(("weights/", SENT))}
-        optimizer.load_named_state(self.optimizer, self.parameters, inner)
+        if inner:
+            optimizer.load_named_state(self.optimizer, self.parameters, inner)

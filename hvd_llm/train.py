@@ -6,7 +6,7 @@ order of the data, its masks and dropout are pure functions of (seed, step).
 
 import math
 from collections.abc import Collection
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -197,6 +197,7 @@ class Trainer:
         elif config.reduce.delay:
             arriving = {name: slots["arriving"] for name, slots in state.shared.items()}
             self.reducer = Delayed(state.parameters, plan.buckets, route, state.memory, arriving)
+            state.part()
         else:
             self.reducer = Reducer(
                 state.parameters,
@@ -303,22 +304,27 @@ class Trainer:
     def remember(self) -> None:
         """Bring `state` up to date with what is kept or still under way elsewhere."""
         self.update.settle()
+        state = self.state
+        if state.progress.under_way:
+            agreed, arriving = self.update.agreed, self.reducer.arriving()
+            shared = {name: {"anchor": agreed[name], "arriving": value} for name, value in arriving.items()}
+            state.remember(self.reducer.memory.by_parameter(), shared, state.own_weights())
+            return
         if not self.outer:
-            arriving = self.reducer.arriving() if self.state.progress.under_way else {}
-            shared = {name: {"arriving": value} for name, value in arriving.items()}
-            self.state.remember(self.reducer.memory.by_parameter(), shared)
+            state.remember(self.reducer.memory.by_parameter())
             return
         if self.state.progress.step <= self.config.sync.after:
             self.outer.begin()  # they have not parted yet
         self._totals.copy_(self._since)
         self._since[2] = 0  # the loss of the round goes on
         self.state.progress.tokens += int(self.comm.sum("step.totals", self._totals)[2])
-        self.state.remember(*self.outer.state())
+        memory, shared, sent = self.outer.state()
+        state.remember(memory, shared, state.own_weights() | state.own_optimizer() | sent)
 
     def _agreed(self):
         """The weights are what all ranks agree on, meanwhile."""
         apart = self.outer and self.state.progress.step > self.config.sync.after
-        return self.outer.agreed() if apart else nullcontext()
+        return self.outer.agreed() if apart else self.update.agreeing()
 
     def check_drift(self) -> None:
         """Compare a hash of the weights across ranks.

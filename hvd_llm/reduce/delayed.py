@@ -1,8 +1,8 @@
 """Gradients whose sums are taken up one step later, so that a whole step hides their exchange: `reduce.delay = 1`.
 
-Weights follow gradients that are one step old: the delayed parameter update of ZeRO-Offload (Ren et al. 2021,
-arXiv:2101.06840, section 5.2), there to hide a slow optimizer; Pipe-SGD (Li et al. 2018, arXiv:1811.03619) with a
-pipeline of two, here to hide a slow network.
+Pipe-SGD (Li et al. 2018, arXiv:1811.03619) with a pipeline of two; the delayed parameter update of ZeRO-Offload (Ren
+et al. 2021, arXiv:2101.06840, section 5.2) hides a slow optimizer in the same way. What it does to the weights is in
+`update.DelayedUpdate`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,6 +36,7 @@ class Delayed(Reducer):
             arriving: what `arriving` gave an earlier run.
         """
         super().__init__(parameters, plan, route, kept, overlap="none", meanwhile=self.advance)
+        self._size = route.comm.size
         self._away = allocate(parameters, plan, route.comm.allocate)
         for name, (_, view) in home(self._away).items() if arriving else ():
             view.copy_(arriving[name])
@@ -53,6 +54,22 @@ class Delayed(Reducer):
         self._home = home(self.buckets)
         for name, (_, view) in self._home.items():
             self.parameters[name].grad = view
+
+    def gathered(self, factor: float) -> dict[str, Tensor]:
+        """What would be in `p.grad`, times `factor`, if all ranks had gathered the same in this step: by parameter.
+
+        Empty if it is not finite.
+        """
+        factor = factor * self._size / self._scale
+        flats = [bucket.flat * factor for bucket in self._away]
+        if not all(flat.sum().isfinite() for flat in flats):
+            return {}
+        found = {}
+        for bucket, flat in zip(self._away, flats, strict=True):
+            sizes = [view.numel() for view in bucket.views.values()]
+            pieces = zip(bucket.views.items(), flat.split(sizes), strict=True)
+            found |= {name: piece.view_as(view) for (name, view), piece in pieces}
+        return found
 
     def depart(self) -> None:
         """Send what has gathered in this step."""

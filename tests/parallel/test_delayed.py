@@ -1,38 +1,30 @@
-"""Gradients taken up one step later, against the same gradients held back by hand."""
+"""Sums taken up one step later, while each rank goes ahead by its own gradient; against the same done step by step."""
+
+import copy
 
 import pytest
 import torch
-from small_training import settings, trainer
+from small_training import Apart, backward, settings, trainer
 from test_overlap import CASES, STEPS, Slow
 
-from hvd_llm import checkpoint
+from hvd_llm import checkpoint, optimizer
+from hvd_llm.comm.solo import Solo
 
 
-def _trainers(comm, folders, case, delays=(0, 1)):
+def _delayed(comm, folders, case, dtype=torch.float32):
     task, changes = CASES[case]
-    others = {name: values for name, values in changes.items() if name != "reduce"}
-    return [
-        trainer(comm, settings(folders, task, reduce=changes.get("reduce", {}) | {"delay": delay}, **others))
-        for delay in delays
-    ]
+    others = {name: values for name, values in changes.items() if name not in ("optimizer", "reduce")}
+    reduce, how = changes.get("reduce", {}) | {"delay": 1}, {"clip_norm": 0} | changes.get("optimizer", {})
+    return trainer(comm, settings(folders, task, reduce=reduce, optimizer=how, **others), dtype)
 
 
-def _hold_back(trainer):
-    """Make a trainer without delay use what it summed in the step before."""
-    take, held = trainer.update.take, []
-
-    def late(*how):
-        flats = [bucket.flat for bucket in trainer.reducer.buckets]
-        held.append(([flat.clone() for flat in flats], how))
-        if len(held) == 1:
-            trainer.reducer.memory.keep()
-            return {}
-        sums, how = held.pop(0)
-        for flat, old in zip(flats, sums, strict=True):
-            flat.copy_(old)
-        return take(*how)
-
-    trainer.update.take = late
+def _take(params, update, gradients, lr):
+    """One step of an optimizer by gradients."""
+    for group in update.param_groups:
+        group["lr"] = lr
+    for parameter, gradient in zip(params, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    update.step()
 
 
 def _equal(first, second):
@@ -40,20 +32,66 @@ def _equal(first, second):
         assert torch.equal(parameter, second.state.parameters[name]), name
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_weights_follow_the_gradients_of_the_step_before(comm, folders, case):
-    plain, delayed = _trainers(comm, folders, case)
-    _hold_back(plain)
-    rows = [[each.step()[0] for _ in range(STEPS)] for each in (plain, delayed)]
-    for expected, row in zip(*rows, strict=True):
-        assert expected["loss"] == row["loss"]
-        assert row["gradient_norm"] == expected.get("gradient_norm")
+@pytest.mark.parametrize("case", ["causal", "adamw", "classify", "clipped"])
+def test_ranks_do_what_simulated_ranks_do(comm, folders, case):
+    delayed = _delayed(comm, folders, case, torch.float64)
+    config, steps = delayed.config, delayed.steps
+    plain = settings(folders, CASES[case][0], train={"steps": steps}, reduce={"rows": False})
+    ranks = [trainer(Apart(rank, comm.size), plain, torch.float64) for rank in range(comm.size)]
+    agreed = trainer(Solo(), settings(folders, CASES[case][0], optimizer=_changed(case)), torch.float64).state
+    weights, held, norm = list(agreed.parameters.values()), None, None
+    for step in range(STEPS):
+        delayed.step()
+        count = sum(backward(rank, step) for rank in ranks)
+        mine = [[p.grad.clone() for p in rank.state.parameters.values()] for rank in ranks]
+        factor = ranks[0].nominal / count
+        if held:
+            most = config.optimizer.clip_norm
+            clip = min(1.0, most / norm) if most and norm else 1.0
+            norm = float(torch.stack([g.norm() for g in held]).norm())
+            _take(
+                weights,
+                agreed.optimizer,
+                [g * clip for g in held],
+                optimizer.learning_rate(config.optimizer, step, steps),
+            )
+        held = [sum(parts) * factor for parts in zip(*mine, strict=True)]
+        for rank, own in zip(ranks, mine, strict=True):
+            ahead, update = copy.deepcopy((weights, agreed.optimizer))
+            most = config.optimizer.clip_norm
+            clip = min(1.0, most / norm) if most and norm else 1.0
+            lr = optimizer.learning_rate(config.optimizer, step + 1, steps)
+            _take(ahead, update, [g * comm.size * factor * clip for g in own], lr)
+            with torch.no_grad():
+                for parameter, value in zip(rank.state.parameters.values(), ahead, strict=True):
+                    parameter.copy_(value)
+            rank.state.progress.step += 1
+        for name, parameter in delayed.state.parameters.items():
+            torch.testing.assert_close(parameter, ranks[comm.rank].state.parameters[name], rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(delayed.update.agreed[name], agreed.parameters[name], rtol=1e-9, atol=1e-11)
     delayed.check_drift()
-    _equal(plain, delayed)
-    plain.update.take(1.0, False)
-    delayed.meet()
-    _equal(plain, delayed)
-    assert len(delayed.reducer.buckets) > 3
+
+
+def _changed(case):
+    return {"clip_norm": 0} | CASES[case][1].get("optimizer", {})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_ranks_agree(comm, folders, case):
+    """Also on what is evaluated, after which each goes on from where it was; at the end no rank is ahead."""
+    both = [_delayed(comm, folders, case) for _ in range(2)]
+    first, second = both
+    for _ in range(STEPS):
+        first.step()
+    first.check_drift()
+    first.meet()
+    for _ in range(STEPS):
+        second.step()
+        second.evaluate()
+    second.meet()
+    _equal(*both)
+    first.check_drift()
+    assert len(first.reducer.buckets) > 3
 
 
 @pytest.mark.parametrize("compressor", ["none", "powersgd", "onebit"])
@@ -69,16 +107,16 @@ def test_exchanges_go_on_under_forward(comm, folders, compressor):
 
 
 def test_a_bad_gradient_skips_its_update(comm, folders):
-    plain, delayed = _trainers(comm, folders, "causal")
-    _hold_back(plain)
-    for each in (plain, delayed):
-        for step in range(6):
-            hook = _spoil(each) if step == 2 and comm.rank == comm.size - 1 else None
-            each.step()
-            if hook:
-                hook.remove()
-            assert each.state.progress.skipped == (step > 2)
-    _equal(plain, delayed)
+    """And its rank does not go ahead by it."""
+    delayed = _delayed(comm, folders, "causal")
+    for step in range(6):
+        hook = _spoil(delayed) if step == 2 and comm.rank == comm.size - 1 else None
+        row, _ = delayed.step()
+        if hook:
+            hook.remove()
+        assert row["skipped"] == (step > 2)
+        assert all(p.isfinite().all() for p in delayed.state.parameters.values())
+    delayed.check_drift()
 
 
 def _spoil(trainer):
@@ -88,7 +126,7 @@ def _spoil(trainer):
 
 @pytest.mark.parametrize("case", ["adamw", "classify", "int4"])
 def test_a_checkpoint_has_what_is_under_way(comm, folders, case, tmp_path_factory):
-    (straight,) = _trainers(comm, folders, case, [1])
+    straight = _delayed(comm, folders, case)
     for _ in range(3):
         straight.step()
     straight.remember()

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from small_training import Apart, settings, trainer
+from small_training import Apart, backward, settings, trainer
 
 from hvd_llm import optimizer
 from hvd_llm.compress.base import At
 from hvd_llm.compress.none import none
-from hvd_llm.data import targets
 from hvd_llm.reduce import lockstep
 
 ZERO_ONE = {"name": "zero_one_adam", "kappa": 2, "lr": 0.01}
@@ -23,7 +22,7 @@ def test_ranks_do_what_simulated_ranks_do(comm, folders):
     states = [[[{} for _ in ranks] for _ in bucket.segments] for bucket in together.reducer.buckets]
     for step in range(12):
         together.step()
-        count = sum(_backward(rank, step) for rank in ranks)
+        count = sum(backward(rank, step) for rank in ranks)
         exact = optimizer.exact(config, step)
         for bucket, kept in zip(together.reducer.buckets, states, strict=True):
             for segment, mine in zip(bucket.segments, kept, strict=True):
@@ -37,17 +36,6 @@ def test_ranks_do_what_simulated_ranks_do(comm, folders):
 
 def _weights(trainer):
     return torch.cat([parameter.detach().view(-1) for parameter in trainer.state.parameters.values()])
-
-
-def _backward(rank, step):
-    """One rank's gradients of a step; returns the number of targets they are of."""
-    rank._seed(step)
-    rank.reducer.start(step)
-    mine = rank.training.micro_batches(step, rank.comm.rank, rank.comm.size, rank.config.train.micro_batch)
-    for batch in mine:
-        (rank._loss(batch) * (1 / rank.nominal)).backward()
-    rank.reducer.finish()
-    return sum(map(targets, mine))
 
 
 def _sum(segment, ranks, states, exact, step):

@@ -6,7 +6,7 @@ from worlds import mesh_of
 from hvd_llm import config, models
 from hvd_llm.comm.solo import Solo
 from hvd_llm.compress import registry
-from hvd_llm.data import open_dataset
+from hvd_llm.data import open_dataset, targets
 from hvd_llm.state import State
 from hvd_llm.trace import NoTrace
 from hvd_llm.train import Trainer, batches
@@ -53,3 +53,14 @@ def trainer(comm, config, dtype=torch.float32, restore=None):
             restore, comm.rank, comm.size, {compressor.kept(slot) for compressor in among for slot in compressor.same}
         )
     return Trainer(config, comm, state, ranks, training, validation, among, STEPS, NoTrace())
+
+
+def backward(rank, step):
+    """One rank's gradients of a step; returns the number of targets they are of."""
+    rank._seed(step)
+    rank.reducer.start(step)
+    mine = rank.training.micro_batches(step, rank.comm.rank, rank.comm.size, rank.config.train.micro_batch)
+    for batch in mine:
+        (rank._loss(batch) * (1 / rank.nominal)).backward()
+    rank.reducer.finish()
+    return sum(map(targets, mine))
