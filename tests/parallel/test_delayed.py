@@ -46,8 +46,7 @@ def test_ranks_do_what_simulated_ranks_do(comm, folders, case):
         mine = [[p.grad.clone() for p in rank.state.parameters.values()] for rank in ranks]
         factor = ranks[0].nominal / count
         if held:
-            most = config.optimizer.clip_norm
-            clip = min(1.0, most / norm) if most and norm else 1.0
+            clip = _clip(config, norm)
             norm = float(torch.stack([g.norm() for g in held]).norm())
             _take(
                 weights,
@@ -58,8 +57,7 @@ def test_ranks_do_what_simulated_ranks_do(comm, folders, case):
         held = [sum(parts) * factor for parts in zip(*mine, strict=True)]
         for rank, own in zip(ranks, mine, strict=True):
             ahead, update = copy.deepcopy((weights, agreed.optimizer))
-            most = config.optimizer.clip_norm
-            clip = min(1.0, most / norm) if most and norm else 1.0
+            clip = _clip(config, norm)
             lr = optimizer.learning_rate(config.optimizer, step + 1, steps)
             _take(ahead, update, [g * comm.size * factor * clip for g in own], lr)
             with torch.no_grad():
@@ -70,6 +68,11 @@ def test_ranks_do_what_simulated_ranks_do(comm, folders, case):
             torch.testing.assert_close(parameter, ranks[comm.rank].state.parameters[name], rtol=1e-9, atol=1e-11)
             torch.testing.assert_close(delayed.update.agreed[name], agreed.parameters[name], rtol=1e-9, atol=1e-11)
     delayed.check_drift()
+
+
+def _clip(config, norm):
+    """By the norm of the last sum."""
+    return min(1.0, config.optimizer.clip_norm / norm) if config.optimizer.clip_norm and norm else 1.0
 
 
 def _changed(case):
