@@ -148,7 +148,8 @@ class Reduce:
     overlap: Literal["none", "backward", "forward"] = "backward"
     """What hides the exchange: nothing; backward; also the next forward, each layer of which waits for its update."""
     delay: Annotated[int, Field(ge=0, le=1)] = 0
-    """1: sums are taken up one step later and a whole step hides the exchange; gradients are then one step old."""
+    """1: sums are taken up one step later, so that a whole step hides the exchange; until then each rank goes ahead by
+    its own gradient."""
     rows: bool = True
     """Between hosts, without a compressor: gradients of embeddings are sent by rows, those of tokens that occurred."""
     share_memory: bool = True

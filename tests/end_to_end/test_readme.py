@@ -18,10 +18,11 @@ REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
 BRIEF = {
     "make train": ["TRAIN=--train.steps 12 --evaluate.batches 1"],
-    "make bench": ["BENCH=--rounds 2 --steps 1 --controllers gloo --contenders ours ddp_lean stock_horovod floor"],
+    "make bench": ["BENCH=--rounds 2 --steps 1 --controllers gloo"],
 }
 BETWEEN_HOSTS = {  # of two assignments make takes the last
-    "make bench-network": "BENCH=--rounds 1 --hosts 2 --rates 200mbit --turn 1 --steps 2 --contenders ours ddp_fp16",
+    "make bench-network": "BENCH=--rounds 1 --hosts 2 --rates 200mbit --turn 1 --steps 2 "
+    "--contenders ours:int4 ddp_fp16",
     "make bench-loss": "BENCH=--hosts 2 --steps 8 --evaluate.batches 1 --contenders ours ours:int4,sync.every=4,"
     "sync.delay=2,sync.late=add,sync.outer_lr=1,sync.outer_momentum=0",
 }

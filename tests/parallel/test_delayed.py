@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from small_training import Apart, backward, settings, trainer
-from test_overlap import CASES, STEPS, Slow
+from test_overlap import CASES, STEPS, Slow, spoil
 
 from hvd_llm import checkpoint, optimizer
 from hvd_llm.comm.solo import Solo
@@ -113,18 +113,13 @@ def test_a_bad_gradient_skips_its_update(comm, folders):
     """And its rank does not go ahead by it."""
     delayed = _delayed(comm, folders, "causal")
     for step in range(6):
-        hook = _spoil(delayed) if step == 2 and comm.rank == comm.size - 1 else None
+        hook = spoil(delayed) if step == 2 and comm.rank == comm.size - 1 else None
         row, _ = delayed.step()
         if hook:
             hook.remove()
         assert row["skipped"] == (step > 2)
         assert all(p.isfinite().all() for p in delayed.state.parameters.values())
     delayed.check_drift()
-
-
-def _spoil(trainer):
-    last = trainer.state.parameters[trainer.state.progress.bucket_order[-1]]
-    return last.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), torch.inf))
 
 
 @pytest.mark.parametrize("case", ["adamw", "classify", "int4"])

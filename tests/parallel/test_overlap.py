@@ -109,7 +109,7 @@ def test_a_bad_gradient_skips_the_whole_step(comm, folders, case):
     both = _trainers(comm, folders, case, ("backward", "forward"))
     for each in both:  # one after the other: names of buckets under way are unique
         for step in range(BAD_STEP + 4):
-            hook = _spoil(each) if step == BAD_STEP and comm.rank == comm.size - 1 else None
+            hook = spoil(each) if step == BAD_STEP and comm.rank == comm.size - 1 else None
             each.step()
             if hook:
                 hook.remove()
@@ -118,7 +118,7 @@ def test_a_bad_gradient_skips_the_whole_step(comm, folders, case):
     _equal(*both)
 
 
-def _spoil(trainer):
+def spoil(trainer):
     last = trainer.state.parameters[trainer.state.progress.bucket_order[-1]]
     return last.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), torch.inf))
 

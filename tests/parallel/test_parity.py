@@ -77,8 +77,9 @@ def test_n_ranks_equal_one(carried, folders, alone, case, dtype, tolerance):
     rows = [together.step() for _ in range(STEPS)]
     together.check_drift()
     score = together.evaluate()
+    assert len(set(carried.gather_objects("parity", repr((rows, score))))) == 1
     if carried.rank:
-        return  # that its weights are rank 0's is known, and every row is of sums over all ranks
+        return  # rows, score and weights are rank 0's
     single, expected_rows = alone(case, dtype)
     for (row, tokens), (expected_row, expected_tokens) in zip(rows, expected_rows, strict=True):
         assert tokens == expected_tokens
