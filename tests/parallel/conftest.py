@@ -6,6 +6,7 @@ import resource
 import shutil
 import tempfile
 
+import horovod.torch as hvd
 import pytest
 import torch
 from small_corpus import make, paragraphs, sentences
@@ -33,10 +34,13 @@ def comm():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def tidied():
-    """Trainers are cycles: their files are closed when these are collected."""
+def tidied(comm):
+    """Trainers are cycles: their files are closed when these are collected. Horovod tends idle sets, too."""
     yield
     gc.collect()
+    registered = getattr(comm, "_sets", {})
+    while registered:
+        hvd.remove_process_set(registered.popitem()[1])
 
 
 @pytest.fixture
@@ -44,6 +48,16 @@ def unlaunched(comm):
     """For tests in one process, which every real rank would only repeat for itself."""
     if comm.controller != "none":
         pytest.skip("simulated ranks need no real ones")
+
+
+@pytest.fixture
+def few_worlds(comm):
+    """For tests that compare a run with itself: 2 ranks on Gloo, 4 on MPI and one process are enough.
+
+    What depends on how many ranks there are and on who carries is compared with one process, in all worlds.
+    """
+    if (comm.size, comm.controller) not in ((1, "none"), (2, "gloo"), (4, "mpi")):
+        pytest.skip("a run is compared with itself by one process, by 2 ranks on Gloo and by 4 on MPI")
 
 
 @pytest.fixture(scope="session")

@@ -83,6 +83,7 @@ def _copy(source, target):
     target.progress.step = source.progress.step
 
 
+@pytest.mark.usefixtures("few_worlds")
 @pytest.mark.parametrize("compressor", ["none", "int8", "powersgd", "sparseloco"])
 @pytest.mark.parametrize(
     "sync", [{"every": 5}, STREAMING, STREAMING | {"late": "add"}], ids=["diloco", "streaming", "added"]
@@ -130,6 +131,7 @@ def test_all_agree_in_the_end_and_have_learnt(comm, folders, sync):
     assert together.state.progress.tokens > 0
 
 
+@pytest.mark.usefixtures("few_worlds")
 @pytest.mark.parametrize("delay", [0, 3])
 @pytest.mark.parametrize("every", [5, 7])
 def test_nothing_is_lost_where_training_ends(comm, folders, every, delay):
@@ -146,6 +148,7 @@ def test_nothing_is_lost_where_training_ends(comm, folders, every, delay):
     assert all(torch.equal(saved[name], parameter) for name, parameter in together.state.parameters.items())
 
 
+@pytest.mark.usefixtures("few_worlds")
 def test_before_ranks_part_a_checkpoint_has_what_was_trained(comm, folders):
     together = trainer(comm, settings(folders, "causal", sync={"every": 4, "after": 10}))
     for _ in range(10):

@@ -24,6 +24,7 @@ def test_all_ranks_choose_the_same(comm, folders):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.usefixtures("few_worlds")
 def test_a_resumed_run_keeps_its_choice(comm, folders, tmp_path_factory):
     """Also one that the probe would not make, as if the network had been another one."""
     config = settings(folders, "causal", reduce=AUTO)

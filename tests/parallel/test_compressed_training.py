@@ -16,11 +16,11 @@ LATER = 4
 ZERO_ONE = {"name": "zero_one_adam", "kappa": 2, "lr": 0.01}
 OTHERS = ["hierarchical(across=powersgd)", "zero_one_adam"]
 
+pytestmark = pytest.mark.usefixtures("few_worlds")  # what compressors do in each is in their own suite
+
 
 @pytest.fixture(params=[*(name for name in registry.names() if name != "none"), *OTHERS])
 def config(request, folders, comm):
-    if comm.size > 2 and (comm.size, comm.controller) != (4, "mpi"):
-        pytest.skip("what compressors do among 3 or 4 ranks is in their own suite; here 4 on MPI are enough")
     zero_one = request.param == "zero_one_adam"
     possible(registry.find("onebit" if zero_one else request.param), comm.size, node_size(comm.size))
     reduce = {"compressor": "onebit" if zero_one else request.param, "warmup_steps": 2, "bucket_mb": 0.02}

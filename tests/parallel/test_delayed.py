@@ -79,6 +79,7 @@ def _changed(case):
     return {"clip_norm": 0} | CASES[case][1].get("optimizer", {})
 
 
+@pytest.mark.usefixtures("few_worlds")
 @pytest.mark.parametrize("case", CASES)
 def test_all_ranks_agree(comm, folders, case):
     """Also on what is evaluated, after which each goes on from where it was; at the end no rank is ahead."""
@@ -122,6 +123,7 @@ def test_a_bad_gradient_skips_its_update(comm, folders):
     delayed.check_drift()
 
 
+@pytest.mark.usefixtures("few_worlds")
 @pytest.mark.parametrize("case", ["adamw", "classify", "int4"])
 def test_a_checkpoint_has_what_is_under_way(comm, folders, case, tmp_path_factory):
     straight = _delayed(comm, folders, case)

@@ -40,6 +40,7 @@ def _equal(first, second):
     assert first.state.progress.norm == second.state.progress.norm
 
 
+@pytest.mark.usefixtures("few_worlds")
 @pytest.mark.parametrize("case", CASES)
 def test_no_bit_depends_on_it(comm, folders, case):
     first, *others = _trainers(comm, folders, case)
@@ -103,6 +104,7 @@ def test_no_bit_depends_on_it_between_hosts(comm, folders, monkeypatch):
     test_no_bit_depends_on_it(comm, folders, "causal")
 
 
+@pytest.mark.usefixtures("few_worlds")
 @pytest.mark.parametrize("case", ["causal", "int4"])
 def test_a_bad_gradient_skips_the_whole_step(comm, folders, case):
     """It is in the bucket that comes last in backward, after others have been summed; the loss stays finite."""
@@ -123,6 +125,7 @@ def spoil(trainer):
     return last.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), torch.inf))
 
 
+@pytest.mark.usefixtures("few_worlds")
 def test_a_checkpoint_waits_for_all_updates(comm, folders, tmp_path_factory):
     (straight,) = _trainers(comm, folders, "adamw", ("forward",))
     for _ in range(3):

@@ -44,9 +44,9 @@ def settings(folders, task: str, **changes):
 def trainer(comm, config, dtype=torch.float32, restore=None):
     dataset = open_dataset(config.data.path)
     model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(dtype)
-    ranks = mesh_of(comm)
     training, validation = (batches(config, dataset, split) for split in ("train", "validation"))
     among = registry.candidates(config.reduce.compressor)
+    ranks = mesh_of(comm, {group for compressor in among for group in compressor.groups})
     state = State(config, model)
     if restore:
         state.restore(

@@ -16,10 +16,10 @@ def node_size(size: int) -> int:
     return {4: 2, 64: 8}.get(size, 1)
 
 
-def mesh_of(comm) -> mesh.Mesh:
-    """Real ranks on hosts that they make believe, ready for compressors that know of hosts."""
+def mesh_of(comm, groups=("node", "across")) -> mesh.Mesh:
+    """Real ranks on hosts that they make believe, ready to talk within the groups named."""
     ranks = mesh.build(comm.rank, [f"host{rank // node_size(comm.size)}" for rank in range(comm.size)])
-    comm.register(ranks.named(("node", "across")))
+    comm.register(ranks.named(groups))
     return ranks
 
 
