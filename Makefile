@@ -38,8 +38,8 @@ help:  ## list the commands
 env: $(READY)  ## make .venv: pinned packages, and Horovod built for this machine
 
 train: $(READY) $(DATA)/index.json  ## train a small GPT on 1 and on 2 ranks, and write the scaling report
-	horovodrun -np 1 hvd-llm train gpt-tiny --run.threads 1 --run.dir $(RUN)/n1 $(TRAIN)
-	horovodrun -np 2 hvd-llm train gpt-tiny --run.threads 1 --run.dir $(RUN)/n2 $(TRAIN)
+	horovodrun -np 1 hvd-llm train gpt-tiny --run.device cpu --run.threads 1 --run.dir $(RUN)/n1 $(TRAIN)
+	horovodrun -np 2 hvd-llm train gpt-tiny --run.device cpu --run.threads 1 --run.dir $(RUN)/n2 $(TRAIN)
 	python -m analysis report $(RUN) --out $(RUN)/report
 	@echo "Let the model write: .venv/bin/hvd-llm generate $(RUN)/n2 --prompt 'def read(path):'"
 	@echo "The scaling report is $(RUN)/report/report.html"

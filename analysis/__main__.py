@@ -45,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     except AnalysisError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a path that is too long, or not for this user
+        print(f"error: cannot use {str(error.filename)!r}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

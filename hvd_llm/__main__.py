@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import suppress
 
-from hvd_llm.errors import UserError, nearest
+from hvd_llm.errors import UserError, mistake, nearest
 from hvd_llm.launcher import Launch
 
 # command: (module that has add_arguments and run, what it does)
@@ -80,17 +80,19 @@ def main() -> None:
     rank = Launch.from_environment().rank
     try:
         dispatch(sys.argv[1:])
-    except UserError as error:
-        if rank == 0 or not error.shared:
-            print(f"hvd-llm: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
-        else:
-            with suppress(KeyboardInterrupt):
-                time.sleep(5)  # launchers end the job with its first process: rank 0 is to speak before
-        _leave(2)
     except KeyboardInterrupt:
         _leave(128 + signal.SIGINT)
     except BrokenPipeError:
         os._exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        if not (known := mistake(error)):
+            raise
+        if rank == 0 or not known.shared:
+            print(f"hvd-llm: {f'rank {rank}: ' if rank else ''}{known}", file=sys.stderr, flush=True)
+        else:
+            with suppress(KeyboardInterrupt):
+                time.sleep(5)  # launchers end the job with its first process: rank 0 is to speak before
+        _leave(2)
 
 
 def _leave(code: int) -> None:

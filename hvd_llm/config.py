@@ -19,8 +19,8 @@ from hvd_llm.errors import UserError, nearest
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -50,7 +50,7 @@ class Data:
     """causal and masked language models, a label per document, a label per token."""
     sequence_length: Positive = 256
     """Tokens in a sequence (the longest one for classify and tag)."""
-    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    mask_rate: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.15
     """masked: share of tokens to predict; of these 80 % are masked, 10 % random, 10 % kept."""
     whole_word: bool = False
     """masked: choose whole words rather than single tokens."""
@@ -275,9 +275,18 @@ def _sentence(problem: dict) -> str:
         for parent in parents:
             owner = {field.name: field.type for field in dataclasses.fields(owner)}[parent]
         kind = "setting" if parents else "section"
+        if elsewhere := named(str(name)):
+            return f"there is no {kind} {where!r}; did you mean {' or '.join(map(repr, elsewhere))}?"
         return f"there is no {kind} {where!r}{nearest(str(name), [field.name for field in dataclasses.fields(owner)])}"
     reason = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{where} is {problem['input']!r}: {reason}"
+
+
+def named(key: str) -> list[str]:
+    """The settings, as "section.key", whose key this is, whatever the section."""
+    sections = {section.name: dataclasses.fields(section.type) for section in dataclasses.fields(Config)}
+    *_, key = key.replace("-", "_").split(".")
+    return [f"{section}.{field.name}" for section, fields in sections.items() for field in fields if field.name == key]
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:

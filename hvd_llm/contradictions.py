@@ -51,6 +51,14 @@ def check(config: "Config") -> None:
         *_delayed(config),
         (config.trace.horovod_timeline and not config.trace.enabled, "trace.horovod_timeline needs trace.enabled"),
         (
+            config.run.resume == "auto" and not config.run.dir,
+            "run.resume is 'auto', but which run? name its folder with --out (run.dir)",
+        ),
+        (
+            config.evaluate.patience and not config.evaluate.every,
+            f"evaluate.patience is {config.evaluate.patience}, but nothing is evaluated: evaluate.every is 0",
+        ),
+        (
             train.compile and train.activation_checkpointing,
             "train.compile and train.activation_checkpointing cannot be used together",
         ),

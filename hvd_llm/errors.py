@@ -1,6 +1,10 @@
 """The one exception that stands for a mistake of the user, and the words that mend it."""
 
 import difflib
+import errno
+
+# A path that nobody can use, as opposed to a fault of ours.
+_UNUSABLE = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
 
 
 class UserError(Exception):
@@ -17,6 +21,15 @@ class UserError(Exception):
     def __init__(self, sentence: str, shared: bool = False):
         super().__init__(sentence)
         self.shared = shared
+
+
+def mistake(error: Exception) -> UserError | None:
+    """What the user did to make our code raise `error`, if that is known: a path is too long, or not for them."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in _UNUSABLE:
+        return UserError(f"cannot use {str(error.filename)!r}: {error.strerror.lower()}")
+    return None
 
 
 def nearest(name: str, allowed) -> str:

@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", default="latest", help="checkpoint: latest, best or a step (default: %(default)s)")
     parser.add_argument("--split", default="validation", help="split of the prepared data (default: %(default)s)")
     parser.add_argument("--data", default="", help="another prepared folder (default: the run's own)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="where to compute (default: the run's own)")
     parser.epilog = """\
 examples:
   hvd-llm evaluate runs/first
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
-    from hvd_llm import checkpoint, device, runfolder
+    from hvd_llm import checkpoint, device, models, runfolder
     from hvd_llm import config as configuration
 
     config, comm = start(lambda: configuration.resolve(runfolder.read(args.run)["config"]))
@@ -33,17 +34,16 @@ def run(args: argparse.Namespace) -> None:
 
     with comm.together("read the checkpoint and the data"):
         path = checkpoint.find(args.run, args.step)
-        model, _, _ = runfolder.load_model(args.run, int(path.name.removeprefix("step-")))
+        model, tokenizer, _ = runfolder.load_model(args.run, int(path.name.removeprefix("step-")))
         device.use_threads(config.run.threads, comm.local_size)
-        model.to(device.choose(config.run.device, comm.local_rank))
+        model.to(device.choose(args.device or config.run.device, comm.local_rank))
         config = replace(config, data=replace(config.data, path=args.data or config.data.path))
         dataset = open_dataset(config.data.path)
-        theirs, ours = (dataset.vocabulary, len(dataset.labels)), (model.config.vocab_size, model.config.num_labels)
-        if theirs[0] > ours[0] or theirs[1] > ours[1]:
-            raise UserError(
-                f"{config.data.path} has {theirs[0]} token ids and {theirs[1]} labels, more than the model's "
-                f"{ours[0]} and {ours[1]}: it is not the data of this run"
-            )
+        labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
+        if other := models.other_token(tokenizer, dataset.tokenizer()):
+            raise UserError(f"{config.data.path} was prepared with another tokenizer than this run's data: {other}")
+        if config.data.task in ("classify", "tag") and dataset.labels != labels:
+            raise UserError(f"{config.data.path} has the labels {dataset.labels}, the model {labels}")
         split = batches(config, dataset, args.split)
     score, count = evaluate(model, split, config.data.task, comm, config.train.micro_batch)
     count = int(comm.sum("evaluate.count", torch.tensor(count)))

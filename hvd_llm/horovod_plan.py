@@ -71,12 +71,7 @@ class Plan:
 
 
 def decide(machine: Machine) -> Plan:
-    """Choose compiler flags, MPI and GPU support for a machine.
-
-    Raises:
-        UserError: something the build needs is missing; says what and how to get it.
-    """
-    _require(machine)
+    """Choose compiler flags, MPI and GPU support for a machine that has what `require` asks for."""
     environment = {
         "HOROVOD_WITH_PYTORCH": "1",
         "HOROVOD_WITHOUT_TENSORFLOW": "1",
@@ -126,8 +121,12 @@ def decide(machine: Machine) -> Plan:
     )
 
 
-def _require(machine: Machine) -> None:
-    """Raise UserError for the first thing that is missing."""
+def require(machine: Machine) -> None:
+    """See to it that a machine has what the build needs.
+
+    Raises:
+        UserError: something is missing; says what and how to get it.
+    """
     if machine.torch is None:
         raise UserError("torch is not installed, and Horovod is compiled against it; run: pip install torch")
     if machine.compiler is None:

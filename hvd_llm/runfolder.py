@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -187,7 +188,10 @@ def load_model(
 def write(run: Path, record: dict[str, Any]) -> None:
     """Replace run.json atomically."""
     draft = run / ".run.json.writing"
-    draft.write_text(json.dumps(record, indent=1) + "\n")
+    with open(draft, "w") as file:
+        file.write(json.dumps(record, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     draft.rename(run / "run.json")
 
 

@@ -24,6 +24,7 @@ from hvd_llm.data import Batches, Dataset, open_dataset, targets, tokens
 from hvd_llm.drift import fingerprint
 from hvd_llm.errors import UserError
 from hvd_llm.evaluate import Score, evaluate
+from hvd_llm.hints import hints
 from hvd_llm.metrics import Metrics, Silence
 from hvd_llm.reduce.delayed import Delayed
 from hvd_llm.reduce.outer import Outer
@@ -48,7 +49,8 @@ def train(config: Config, name: str, comm: Comm) -> Path:
     with comm.together("find the device"):
         where = device.choose(config.run.device, comm.local_rank)
     machines = comm.gather_objects("machines", provenance.machine(where))
-    threads = device.use_threads(config.run.threads, provenance.sharing(machines, comm.rank))
+    sharing = provenance.sharing(machines, comm.rank)
+    threads = device.use_threads(config.run.threads, sharing)
     device.keep_freed_memory()
     with comm.together("read the data, build the model"):
         dataset = open_dataset(config.data.path)
@@ -77,6 +79,8 @@ def train(config: Config, name: str, comm: Comm) -> Path:
             about = provenance.launch(state.progress.step, machines, comm, threads)
             launch = runfolder.add_launch(run, about, config)
             witness = _witness(run, config, comm, state, steps)
+            for hint in hints(config, comm, threads, sharing):
+                witness.say(hint)
         launch = comm.broadcast_object("launch", launch)
         with closing(witness), closing(_open_trace(config, run / "trace" / f"launch-{launch}", comm)) as trace:
             trainer = Trainer(config, comm, state, ranks, training, validation, among, steps, trace)
@@ -105,7 +109,7 @@ def _start_or_resume(
 
 
 def _witness(run: Path, config: Config, comm: Comm, state: State, steps: int) -> Metrics:
-    """Rank 0's metrics, and what there is to say before the first step."""
+    """Rank 0's metrics, which begin with what is going to be done."""
     peak = device.peak_flops(next(state.model.parameters()).device, config.train.precision) * comm.size
     flops, progress = runfolder.read(run)["model"]["flops_per_token"], state.progress
     witness = Metrics(run, progress.step, steps, flops, peak, progress.skipped)
@@ -114,11 +118,6 @@ def _witness(run: Path, config: Config, comm: Comm, state: State, steps: int) ->
     done = progress.step
     resumed = ", all done already" if done == steps else f", continuing after step {done}" if done else ""
     witness.say(f"{run}: {parameters:,} parameters, {ranks}, {steps} steps{resumed}")
-    if config.reduce.share_memory and 1 < comm.size == comm.local_size and not comm.shares_memory:
-        witness.say(
-            f"these ranks cannot share memory and go through {comm.controller}: set reduce.share_memory to false, "
-            "so that Horovod's cycle suits that"
-        )
     return witness
 
 

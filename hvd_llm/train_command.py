@@ -2,12 +2,16 @@
 
 import argparse
 import errno
+import re
 
 from hvd_llm import config as configuration
-from hvd_llm.errors import UserError
+from hvd_llm.errors import UserError, first_line
 from hvd_llm.start import start
 
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
+
+# What torch's allocators say: of the host's memory, of a GPU's.
+_OUT_OF_MEMORY = re.compile("not enough memory|can't allocate memory|out of memory")
 
 # What people type most, without its section.
 _SHORT = {"--resume": "run.resume", "--out": "run.dir", "--seed": "run.seed"}
@@ -39,7 +43,9 @@ def overrides(words: list[str]) -> dict[str, str]:
         word, equals, value = given.partition("=")
         key = _SHORT.get(word, word.removeprefix("--"))
         if not word.startswith("--") or "." not in key:
-            raise UserError(f"{given!r} is not a setting; settings look like --section.key value")
+            like = configuration.named(key)
+            meant = f"; did you mean {' or '.join(f'--{name}' for name in like)}?" if like else ""
+            raise UserError(f"{given!r} is not a setting; settings look like --section.key value{meant}")
         if not equals:
             if not rest:
                 raise UserError(f"{word} needs a value")
@@ -58,6 +64,14 @@ def run(args: argparse.Namespace) -> None:
     except OSError as error:
         if error.errno in _DISK_TROUBLE:
             raise UserError(f"the run cannot be written: {error}") from None
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if _OUT_OF_MEMORY.search(str(error)) or isinstance(error, MemoryError):
+            raise UserError(
+                f"out of memory with train.micro_batch = {config.train.micro_batch}, data.sequence_length = "
+                f"{config.data.sequence_length}: take a smaller micro_batch (the global one stays), "
+                f"train.activation_checkpointing or a smaller model ({first_line(error)})"
+            ) from None
         raise
     if comm.rank == 0:
         print(f"The run is in {folder}.")

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hvd_llm.errors import UserError
+from hvd_llm.errors import UserError, mistake
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Comm(ABC):
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
-        """Run the body on all ranks; if it raises UserError on any, raise the first one's on all.
+        """Run the body on all ranks; if it raises a user's mistake on any, raise the first one's on all.
 
         Without this, one rank with a bad disk would leave the others waiting for it. The body must
         not communicate.
@@ -139,8 +139,10 @@ class Comm(ABC):
         mine = None
         try:
             yield
-        except UserError as error:
-            mine = str(error)
+        except Exception as error:
+            if not (known := mistake(error)):
+                raise
+            mine = str(known)
         for rank, sentence in enumerate(self.gather_objects(f"together.{what}", mine)):
             if sentence is not None:
                 raise UserError(sentence if rank == 0 else f"rank {rank}: {sentence}", shared=True)

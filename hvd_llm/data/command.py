@@ -14,8 +14,9 @@ Turn text into token shards that `hvd-llm train` reads, with a tokenizer that is
 
 A SOURCE is one of
   embedded          the Python standard library that is installed here: real text, no download
-  FILE, 'GLOB*'     by its ending: .jsonl .csv .tsv .parquet; anything else is plain text, one document per
-                    file (a long one is cut between paragraphs); for --kind tag: CoNLL columns
+  FILE, 'GLOB*'     by its ending: .jsonl .ndjson .json (one object per line) .csv .tsv .tab .parquet; anything
+                    else is plain text, one document per file (a long one is cut between paragraphs); for
+                    --kind tag: CoNLL columns
   FOLDER            all files below it, or a folder saved by `datasets` (save_to_disk)
   s3://… hdfs://…   whatever fsspec knows, if the package for it is installed; memory:// and file:// always are
 """

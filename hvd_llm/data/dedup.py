@@ -13,7 +13,7 @@ from hvd_llm.data.order import key, mix
 
 ROWS, BANDS = 4, 32
 PERMUTATIONS = ROWS * BANDS
-THRESHOLD = 0.8  # similarity from which on two documents are one
+THRESHOLD = 0.8  # similarity from which on two documents are one, but for the tolerance
 _SHINGLE = 5  # words
 _TOLERANCE = 0.04  # about one standard error of the estimate: what is on the threshold counts as over it
 

@@ -38,9 +38,10 @@ def whole_folder(path: Path, work: Path, fill: Callable[[Path], None]) -> None:
     draft.mkdir(parents=True)
     try:
         fill(draft)
-        for file in draft.iterdir():
-            with open(file, "rb") as written:
-                os.fsync(written.fileno())
+        for file in draft.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
         os.rename(draft, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -5,7 +5,7 @@ Nothing here knows how many ranks there are.
 
 from hvd_llm.models.build import build
 from hvd_llm.models.embeddings import part_lookups, sparse_embeddings
-from hvd_llm.models.folder import from_checkpoint
+from hvd_llm.models.folder import from_checkpoint, other_token
 from hvd_llm.models.loss import loss_sum, predictions
 from hvd_llm.models.structure import (
     blocks,
@@ -26,6 +26,7 @@ __all__ = [
     "from_checkpoint",
     "load_tensors",
     "loss_sum",
+    "other_token",
     "part_lookups",
     "predictions",
     "save_assets",

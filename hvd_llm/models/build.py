@@ -21,7 +21,7 @@ def build(config: Config, vocabulary: int, labels: list[str], tokenizer) -> PreT
         config: the run's settings; `model` and `data.task` decide what is built.
         vocabulary: number of token ids that the data can hold.
         labels: names of the classes for classify and tag; ignored otherwise.
-        tokenizer: anything with `pad_token_id`, `bos_token_id` and `eos_token_id` (ints or None).
+        tokenizer: the data's; of a fresh model, anything with `pad_token_id`, `bos_token_id` and `eos_token_id`.
 
     Raises:
         UserError: the model cannot do the task, does not fit the data, or its folder is unusable.
@@ -41,7 +41,7 @@ def build(config: Config, vocabulary: int, labels: list[str], tokenizer) -> PreT
         }
     with _seeded(config.run.seed):
         if config.model.pretrained:
-            model = from_pretrained(Path(config.model.pretrained), config, vocabulary, settings)
+            model = from_pretrained(Path(config.model.pretrained), config, vocabulary, settings, tokenizer)
         else:
             model = _fresh(config, vocabulary, settings)
     # transformers never trains the padding token, which in some tokenizers is the end of text, which must learn.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hvd_llm.config import Config
 from hvd_llm.errors import UserError, first_line
@@ -15,13 +15,16 @@ from hvd_llm.models.classes import CLASSES, CONFIGS, dropout_settings
 log = logging.getLogger(__name__)
 
 
-def from_pretrained(folder: Path, config: Config, vocabulary: int, settings: dict[str, Any]) -> PreTrainedModel:
+def from_pretrained(
+    folder: Path, config: Config, vocabulary: int, settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
     """Load weights that fit the run's task; what the folder lacks (the task's head) gets fresh ones.
 
     Logs once (INFO) which weights are fresh. They are drawn from the global CPU generator.
 
     Args:
         settings: what to overwrite in the folder's configuration (special tokens, labels).
+        tokenizer: the data's.
 
     Raises:
         UserError: the folder is missing, broken, not safetensors, or does not fit the data or the task.
@@ -36,6 +39,11 @@ def from_pretrained(folder: Path, config: Config, vocabulary: int, settings: dic
         raise UserError(
             f"{where} with a vocabulary of {theirs.vocab_size}, but {config.data.path} has {vocabulary}: "
             "prepare the data with this model's own tokenizer"
+        )
+    if other := other_token(_tokenizer(folder), tokenizer):
+        raise UserError(
+            f"{where}, whose tokenizer is not that of {config.data.path} ({other}): "
+            "prepare the data with this model's own tokenizer (hvd-llm prepare --tokenizer)"
         )
     if config.data.sequence_length > theirs.max_position_embeddings:
         raise UserError(
@@ -74,6 +82,32 @@ def from_checkpoint(folder: Path) -> PreTrainedModel:
     if wrong:
         raise UserError(f"the weights in {folder} do not match its config.json: {len(wrong)} differ, first {wrong[0]}")
     return model
+
+
+def other_token(model: PreTrainedTokenizerBase | None, data: PreTrainedTokenizerBase) -> str:
+    """A token of the model's that is another number in the data, in words; "" if there is none.
+
+    The data's may have tokens more. Without a tokenizer beside the model there is nothing to compare.
+    """
+    numbers = data.get_vocab()
+    for token, number in sorted(model.get_vocab().items(), key=lambda item: item[1]) if model else ():
+        if numbers.get(token) != number:
+            return f"token {number} is {token!r} there, {data.convert_ids_to_tokens(number)!r} here"
+    return ""
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that lies beside a model, if one does."""
+    files = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
+    places = (folder, folder / "tokenizer")  # the second in a checkpoint of ours
+    place = next((place for place in places if any((place / name).is_file() for name in files)), None)
+    if place is None:
+        log.info("%s has no tokenizer: its token ids are taken to be the data's", folder)
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a broken file makes transformers or tokenizers raise
+        raise UserError(f"cannot load the tokenizer in {place}: {first_line(error)}") from None
 
 
 def _read_config(folder: Path) -> PreTrainedConfig:

@@ -54,6 +54,15 @@ def flip(path) -> None:
     path.write_bytes(content)
 
 
+def swap_tokens(path) -> None:
+    """Let two tokens of a tokenizer.json change places."""
+    tree = json.loads(path.read_text())
+    numbers = tree["model"]["vocab"]
+    (one, first), (other, second) = list(numbers.items())[100:102]
+    numbers |= {one: second, other: first}
+    path.write_text(json.dumps(tree))
+
+
 def last(place):
     return place / "run" / "checkpoints" / "step-00000014"
 
@@ -136,6 +145,14 @@ CASES = {
     "auto with another option": (f"{TRAIN} --reduce.compressor auto(of=2)", nothing, "auto has one option"),
     "auto among nothing known": (f"{TRAIN} --reduce.compressor auto(among='nome')", nothing, "did you mean 'none'"),
     "apart in fp16": (f"{TRAIN} --sync.every 4 --train.precision fp16", nothing, "take 'bf16'"),
+    "resume which run": ("train good.toml --resume auto", nothing, "--out"),
+    "patience without evaluations": (f"{TRAIN} --evaluate.every 0 --evaluate.patience 2", nothing, "evaluate.patience"),
+    "half of a short setting": (f"{TRAIN} --lr 3", nothing, "did you mean --optimizer.lr"),
+    "setting of another section": (f"{TRAIN} --model.lr 3", nothing, "did you mean 'optimizer.lr'"),
+    "share that is not a number": (f"{TRAIN} --optimizer.warmup nan", nothing, "optimizer.warmup"),
+    "batch larger than memory": (f"{TRAIN} --model.positions 1000000000000", nothing, "out of memory"),
+    "name that is too long": (f"train good.toml --out {'x' * 300}", nothing, "name too long"),
+    "model of a name that is too long": (f"{TRAIN} --model.pretrained {'x' * 300}", nothing, "name too long"),
     "no GPU": (f"{TRAIN} --run.device cuda", nothing, "run.device"),
     "data absent": (f"{TRAIN} --data.path nowhere", nothing, "nowhere"),
     "data of another kind": (f"{TRAIN} --data.task classify --model.family bert", nothing, "classify"),
@@ -152,6 +169,11 @@ CASES = {
         f"{TRAIN} --model.pretrained run/checkpoints/step-00000014",
         lambda p: replace_in(last(p) / "config.json", '"vocab_size": 300', '"vocab_size": 200'),
         "vocabulary",
+    ),
+    "pretrained with another tokenizer": (
+        f"{TRAIN} --model.pretrained run/checkpoints/step-00000014",
+        lambda p: swap_tokens(last(p) / "tokenizer/tokenizer.json"),
+        "whose tokenizer is not that of data",
     ),
     "run folder is taken": ("train good.toml --out run", nothing, "--resume auto"),
     "run folder cannot be made": ("train good.toml --out good.toml/run", nothing, "good.toml/run"),
@@ -173,6 +195,11 @@ CASES = {
     "evaluate an unknown split": ("evaluate run --split tset", nothing, "tset"),
     "evaluate an unknown step": ("evaluate run --step 5", nothing, "latest"),
     "evaluate a damaged checkpoint": ("evaluate run", lambda p: flip(last(p) / "model.safetensors"), "SHA-256"),
+    "evaluate on data of another tokenizer": (
+        "evaluate run --data data",
+        lambda p: swap_tokens(p / "data/tokenizer/tokenizer.json"),
+        "another tokenizer",
+    ),
     "generate from a damaged state": (
         "generate run --prompt x",
         lambda p: truncate(last(p) / "state.json"),

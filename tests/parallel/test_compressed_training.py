@@ -16,7 +16,7 @@ LATER = 4
 ZERO_ONE = {"name": "zero_one_adam", "kappa": 2, "lr": 0.01}
 OTHERS = ["hierarchical(across=powersgd)", "zero_one_adam"]
 
-pytestmark = pytest.mark.usefixtures("few_worlds")  # what compressors do in each is in their own suite
+pytestmark = pytest.mark.usefixtures("few_worlds")  # what compressors do in any world is in their own suite
 
 
 @pytest.fixture(params=[*(name for name in registry.names() if name != "none"), *OTHERS])

@@ -122,7 +122,7 @@ def test_no_nccl_is_explained(gpu_machine, change, word):
 )
 def test_what_is_missing_is_one_sentence(machine, change, word):
     with pytest.raises(UserError, match=re.escape(word)) as caught:
-        decide(replace(machine, **change))
+        horovod_plan.require(replace(machine, **change))
     assert "\n" not in str(caught.value)
 
 
@@ -141,7 +141,7 @@ def test_look_finds_the_sites_mpi_and_the_lack_of_a_compiler(tmp_path):
     assert found.compiler is None
     assert found.standards == ()
     with pytest.raises(UserError, match="no C\\+\\+ compiler"):
-        decide(found)
+        horovod_plan.require(found)
 
 
 def test_the_environments_own_mpi_is_not_the_sites(tmp_path):
@@ -194,8 +194,10 @@ def refuse(*_):
     raise AssertionError("this must not be called")
 
 
-def test_nothing_is_built_when_all_works(machine, monkeypatch, capsys):
-    monkeypatch.setattr(horovod_plan, "look", lambda environ: machine)
+@pytest.mark.parametrize("change", [{}, {"compiler": None, "cmake": None}])
+def test_nothing_is_built_when_all_works(machine, monkeypatch, capsys, change):
+    """Nor is a compiler asked for."""
+    monkeypatch.setattr(horovod_plan, "look", lambda environ: replace(machine, **change))
     monkeypatch.setattr(install_horovod, "whats_wrong", lambda plan: None)
     monkeypatch.setattr(install_horovod, "build", refuse)
     install_horovod.run(arguments())
@@ -208,6 +210,14 @@ def test_dry_run_only_speaks(machine, monkeypatch, capsys):
         monkeypatch.setattr(install_horovod, name, refuse)
     install_horovod.run(arguments("--dry-run", "--force"))
     assert "/site/bin" in capsys.readouterr().out
+
+
+def test_nothing_is_taken_away_before_a_build_can_begin(machine, monkeypatch):
+    two = replace(machine, site_mpi=Path("/site/bin"), compiler=None)
+    monkeypatch.setattr(horovod_plan, "look", lambda environ: two)
+    monkeypatch.setattr(install_horovod, "_pip", refuse)
+    with pytest.raises(UserError, match="no C\\+\\+ compiler"):
+        install_horovod.run(arguments())
 
 
 def test_a_build_that_does_not_work_is_reported(machine, monkeypatch):

@@ -1,0 +1,31 @@
+"""What a run will do otherwise than its user may think, said before its first step."""
+
+from collections.abc import Iterator
+
+from hvd_llm import cores
+from hvd_llm.comm import Comm
+from hvd_llm.config import Config
+
+
+def hints(config: Config, comm: Comm, threads: int, sharing: int) -> Iterator[str]:
+    """A sentence for each.
+
+    Args:
+        threads: CPU threads of this rank.
+        sharing: ranks that may use this rank's cores.
+    """
+    if config.reduce.share_memory and 1 < comm.size == comm.local_size and not comm.shares_memory:
+        yield (
+            f"these ranks cannot share memory and go through {comm.controller}: set reduce.share_memory to false, "
+            "so that Horovod's cycle suits that"
+        )
+    if config.trace.horovod_timeline and (comm.size == 1 or comm.shares_memory):
+        why = "one rank does not use it" if comm.size == 1 else "these ranks sum gradients in memory they share"
+        yield f"Horovod's timeline will have no gradients: {why}"
+    usable = cores.usable()
+    if threads * sharing > usable:
+        yield (
+            f"{sharing} rank{'s' if sharing > 1 else ''} with {threads} thread{'s' if threads > 1 else ''} each share "
+            f"{usable} core{'s' if usable > 1 else ''} and wait for each other: "
+            f"{'set run.threads to 0, or ' if threads > 1 else ''}start fewer ranks"
+        )
