@@ -89,8 +89,10 @@ def other_token(model: PreTrainedTokenizerBase | None, data: PreTrainedTokenizer
 
     The data's may have tokens more. Without a tokenizer beside the model there is nothing to compare.
     """
+    if model is None:
+        return ""
     numbers = data.get_vocab()
-    for token, number in sorted(model.get_vocab().items(), key=lambda item: item[1]) if model else ():
+    for token, number in sorted(model.get_vocab().items(), key=lambda item: item[1]):
         if numbers.get(token) != number:
             return f"token {number} is {token!r} there, {data.convert_ids_to_tokens(number)!r} here"
     return ""
