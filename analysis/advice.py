@@ -6,6 +6,7 @@ Rules over the same numbers that the tables show; nothing else is known here.
 import pandas as pd
 
 from analysis.breakdown import communication_table, loss_ms, parts_ms, slowest_rank
+from analysis.run_folder import SHARED_MEMORY
 from analysis.scaling import Cell, Experiment, Series
 from analysis.tables import percent
 
@@ -145,6 +146,8 @@ def _slow_exchange(cell: Cell) -> str:
             f"({row['exchanges']:.0f} per step) sending starts late in the backward pass"
         )
     work = "more sequences per rank and step (a larger train.global_batch), which exchanges gradients less often"
+    if SHARED_MEMORY in row["through"]:  # a compressor would save nothing
+        return work
     if reduce.get("compressor") == "none":
         return f"{work}, or a compressor (reduce.compressor is none; {row['payload_mb']:.1f} MB are sent per step)"
     return f"{work}, or a stronger compressor than {reduce.get('compressor')}"

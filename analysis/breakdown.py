@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.measure import ALL_PARTS
+from analysis.run_folder import SHARED_MEMORY
 from analysis.scaling import Cell, Series
 
 _TINY = 1e-12  # stands for a time of zero in a denominator
 
 
 def parts_ms(cell: Cell) -> dict[str, float]:
-    """Mean milliseconds of each part of a step, `residual` included; they sum to the mean step time."""
+    """Mean milliseconds of each part of the slowest rank's step, `residual` included; they sum to the mean step."""
     return {name: float(np.mean([one.parts_s[name].mean() for one in cell.repeats])) * 1e3 for name in ALL_PARTS}
 
 
@@ -44,8 +45,8 @@ def loss_ms(series: Series, cell: Cell) -> dict[str, float]:
 def communication_table(cells: Iterable[Cell]) -> pd.DataFrame:
     """One row per cell with several ranks; means over steps and ranks.
 
-    Wire bytes follow the ring model: of n ranks, each sends 2(n-1)/n times the payload of an all-reduce.
-    Bus bandwidth is wire bytes over the time in which any exchange was under way, waiting included.
+    Wire bytes are what a rank sends. Bus bandwidth is wire bytes over the time in which any exchange was under way,
+    waiting included. Both are NaN where ranks share memory, and where the trace says nothing of them.
     """
     rows = []
     for cell in cells:
@@ -53,15 +54,17 @@ def communication_table(cells: Iterable[Cell]) -> pd.DataFrame:
             continue
         mean = {
             name: float(np.mean([getattr(one, name).mean() for one in cell.repeats]))
-            for name in ("hidden_s", "exchange_s", "payload_bytes", "exchanges")
+            for name in ("hidden_s", "exchange_s", "payload_bytes", "sent_bytes", "exchanges")
         }
-        exposed_s = parts_ms(cell)["exposed"] / 1e3
-        wire = mean["payload_bytes"] * 2 * (cell.ranks - 1) / cell.ranks
+        exposed_s = float(np.mean([one.ranks["exposed_s"].mean() for one in cell.repeats]))
+        through = sorted({one.launch.through for one in cell.repeats})
+        wire = np.nan if SHARED_MEMORY in through else mean["sent_bytes"]
         exchange_s, both = mean["exchange_s"], exposed_s + mean["hidden_s"]
         rows.append(
             {
                 "ranks": cell.ranks,
                 "global_batch": cell.global_batch,
+                "through": ", ".join(through),
                 "exchanges": mean["exchanges"],
                 "exposed_ms": exposed_s * 1e3,
                 "hidden_ms": mean["hidden_s"] * 1e3,

@@ -16,7 +16,7 @@ _COLUMNS = ["launch", "ranks", "what", "expected_ms", "measured_ms", "error"]
 def expectation_table(cells: Iterable[Cell]) -> pd.DataFrame:
     """A row per launch for the step without its optimizer part, and one for each bucket's exchange; milliseconds.
 
-    Measured: the slowest rank's step less the mean optimizer part; means over ranks of exchanges, from a bucket's last
+    Measured: the slowest rank's step less its optimizer part; means over ranks of exchanges, from a bucket's last
     gradient to its sum. Steps before `reduce.warmup_steps` do not count. The error is measured over expected, less 1.
     """
     rows = []

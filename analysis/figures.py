@@ -152,7 +152,7 @@ def breakdown(table: pd.DataFrame) -> Callable[[Axes], None]:
         for at, total in enumerate(table["step_ms"]):
             axes.text(total, at, f" {total:.4g} ms", va="center", fontsize=9)
         axes.set_xlim(0, table["step_ms"].max() * 1.16)
-        axes.set_xlabel("milliseconds of a step (mean over steps and ranks)")
+        axes.set_xlabel("milliseconds of a step (slowest rank, mean over steps)")
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.legend(ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=1, columnspacing=1.2)

@@ -18,7 +18,7 @@ FEWEST_STEPS = 8  # fewer say nothing about how steps vary
 ALL_PARTS = (*PARTS, "residual")
 
 RULES = (
-    "The time of a step is that of its slowest rank, from asking for the batch to the updated weights.",
+    "The time of a step and its parts are its slowest rank's, from asking for the batch to the updated weights.",
     "Throughput is the tokens of all ranks over that time.",
     "No step is left out for what happened in it.",
 )
@@ -34,10 +34,11 @@ class Measurement:
     step: np.ndarray
     step_s: np.ndarray  # the slowest rank's
     tokens: np.ndarray  # over all ranks
-    parts_s: dict[str, np.ndarray]  # by ALL_PARTS, means over ranks; with the residual they sum to step_s
-    hidden_s: np.ndarray  # mean over ranks, as are the next three
+    parts_s: dict[str, np.ndarray]  # by ALL_PARTS, that rank's; with the residual they sum to step_s
+    hidden_s: np.ndarray  # mean over ranks, as are the next four
     exchange_s: np.ndarray
     payload_bytes: np.ndarray
+    sent_bytes: np.ndarray
     exchanges: np.ndarray
     ranks: pd.DataFrame  # rank, host, mean seconds of each part, own_s: without waiting for gradients
     between: dict[str, tuple[int, float]]  # checkpoint, evaluate: how often, seconds (slowest rank, whole launch)
@@ -129,8 +130,10 @@ def _together(ranks: list[RankSteps], at: list[np.ndarray]) -> dict:
     def stack(arrays) -> np.ndarray:
         return np.stack([array[where] for array, where in zip(arrays, at, strict=True)])  # (R, S)
 
-    step_s = stack(rank.span_s for rank in ranks).max(axis=0)
-    parts = {name: stack(rank.parts_s[name] for rank in ranks).mean(axis=0) for name in PARTS}
+    spans_s = stack(rank.span_s for rank in ranks)
+    slowest = spans_s.argmax(axis=0), np.arange(spans_s.shape[1])
+    step_s = spans_s[slowest]
+    parts = {name: stack(rank.parts_s[name] for rank in ranks)[slowest] for name in PARTS}
     tokens = stack(rank.tokens for rank in ranks).sum(axis=0)
     return {
         "step_s": step_s,
@@ -138,7 +141,7 @@ def _together(ranks: list[RankSteps], at: list[np.ndarray]) -> dict:
         "parts_s": parts | {"residual": step_s - sum(parts.values())},
         **{
             name: stack(getattr(rank, name) for rank in ranks).mean(axis=0)
-            for name in ("hidden_s", "exchange_s", "payload_bytes", "exchanges")
+            for name in ("hidden_s", "exchange_s", "payload_bytes", "sent_bytes", "exchanges")
         },
     }
 

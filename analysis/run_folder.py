@@ -13,6 +13,7 @@ from analysis.errors import AnalysisError
 from analysis.trace_file import TraceFile, open_trace
 
 SCHEMA = "hvd_llm.run/1"
+SHARED_MEMORY = "shared memory"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Launch:
     def ranks_per_host(self) -> int:
         """Ranks on the fullest host."""
         return max(Counter(self.facts["hosts"]).values())
+
+    @property
+    def through(self) -> str:
+        """What gradients go through: the controller, or memory that all ranks share."""
+        return SHARED_MEMORY if self.facts.get("shares_memory") else self.facts["controller"]
 
     def traces(self) -> list[TraceFile]:
         """Its trace files by rank; an empty list when nothing was traced.

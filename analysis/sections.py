@@ -48,9 +48,9 @@ def throughput(found: Experiment, losses: pd.DataFrame) -> Section:
 def breakdown(found: Experiment, losses: pd.DataFrame) -> Section:
     table = breakdown_table(found.cells)
     text = (
-        "Parts are means over ranks, in milliseconds; with the residual they sum to the step. Exposed: waiting for "
-        "gradients after backward, slow ranks included. Residual: what no traced part covers of the slowest rank's "
-        "step. Checkpoints and evaluations (how often × how long) lie between steps and do not count."
+        "Parts are those of each step's slowest rank, in milliseconds; with the residual, which no traced part covers, "
+        "they sum to the step. Exposed: waiting for gradients after backward, slow ranks included. Checkpoints and "
+        "evaluations (how often × how long) lie between steps and do not count."
     )
     plot, shown = figures.breakdown(table), tables.breakdown(table)
     return Section("breakdown", "Where a step's time goes", text, table, plot, shown, _bars(table))
@@ -61,9 +61,10 @@ def communication(found: Experiment, losses: pd.DataFrame) -> Section | None:
     if table.empty:
         return None
     text = (
-        "Exchange time during which the rank computed, and its wait for the rest. Payload is what one rank hands to "
-        "Horovod per step. Wire bytes follow the ring model, 2(n−1)/n times the payload; bus bandwidth is wire bytes "
-        "over the time an exchange was under way, waiting for slower ranks included."
+        "Exchange time during which a rank computed, and its wait for the rest; means over ranks. Payload is what a "
+        "rank gives to be exchanged per step, wire bytes are what it sends for that; bus bandwidth is wire bytes over "
+        "the time an exchange was under way, waiting for slower ranks included. In shared memory nothing goes over a "
+        "wire."
     )
     plot, shown = figures.communication(table), tables.communication(table)
     return Section("communication", "Hidden and exposed communication", text, table, plot, shown, _bars(table))

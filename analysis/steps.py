@@ -29,6 +29,7 @@ class RankSteps:
     exchange_s: np.ndarray  # union of bucket_exchange
     hidden_s: np.ndarray  # … of it while the rank was not waiting for it
     payload_bytes: np.ndarray
+    sent_bytes: np.ndarray  # NaN in a trace from before these were recorded
     exchanges: np.ndarray  # number of bucket_exchange spans
     between: dict[str, tuple[int, float]] = field(default_factory=dict)  # name: (how often, seconds)
 
@@ -50,6 +51,7 @@ def rank_steps(trace: TraceFile) -> RankSteps:
         exchange_s=np.zeros(count),
         hidden_s=np.zeros(count),
         payload_bytes=np.zeros(count),
+        sent_bytes=np.full(count, 0.0 if "bucket_sent" in trace.kinds else np.nan),
         exchanges=np.zeros(count),
         between=dict.fromkeys(BETWEEN, (0, 0.0)),
     )
@@ -95,13 +97,16 @@ def _locate(steps: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _add_spans(result: RankSteps, chunk: np.ndarray, kinds: dict[str, int]) -> None:
-    """Add the chunk's parts, and what lay between steps, to `result`."""
+    """Add the chunk's parts, what was sent, and what lay between steps, to `result`."""
     seconds = (chunk["end_ns"] - chunk["start_ns"]) / 1e9
     count = len(result.step)
     for name in PARTS:
         mask = chunk["kind"] == kinds.get(name, -1)
         at, known = _locate(result.step, chunk["step"][mask])
         result.parts_s[name] += np.bincount(at, seconds[mask][known], count)
+    sent = chunk[chunk["kind"] == kinds.get("bucket_sent", -1)]
+    at, known = _locate(result.step, sent["step"])
+    result.sent_bytes += np.bincount(at, sent["amount"][known], count)
     for name in BETWEEN:
         mask = chunk["kind"] == kinds.get(name, -1)
         times, total = result.between[name]

@@ -66,6 +66,7 @@ def communication(table: pd.DataFrame) -> pd.DataFrame:
         {
             "ranks": table["ranks"],
             "batch": table["global_batch"],
+            "through": table["through"],
             "exchanges": table["exchanges"].map(number),
             "hidden ms": table["hidden_ms"].map(number),
             "exposed ms": table["exposed_ms"].map(number),

@@ -37,6 +37,7 @@ KINDS = {
     "backward": (4, "micro-batch", None),
     "bucket_queue": (5, "bucket", None),  # from the last gradient's arrival to the first request
     "bucket_exchange": (6, "bucket", "payload bytes"),  # from the first request to the last answer seen
+    "bucket_sent": (14, "bucket", "bytes that this rank sends"),  # the same span
     "exposed": (7, None, None),  # waiting for gradients that are still on their way
     "optimizer": (8, None, None),  # scaling, clipping, the update
     "checkpoint": (9, None, "bytes"),

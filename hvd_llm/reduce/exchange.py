@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hvd_llm.comm import Comm, Group, Handle
 from hvd_llm.compress.base import AllToAll, Gather, Request, Sum
+from hvd_llm.reduce.pricing import sent_bytes
 
 
 class Exchange:
@@ -22,6 +23,7 @@ class Exchange:
 
     Attributes:
         payload_bytes: of all requests so far, but for those among the ranks of a host.
+        sent_bytes: what this rank sends for them (see `pricing`).
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class Exchange:
             groups: what the names in requests ("world", "node", …) stand for on this rank.
         """
         self._results: dict[int, Tensor] = {}
-        self.payload_bytes = 0
+        self.payload_bytes, self.sent_bytes = 0, 0.0
         self._name, self._generators, self._comm, self._groups = name, generators, comm, groups
         self._round = 0
         self._requests: dict[int, Request] = {}  # generator → what it waits for
@@ -73,7 +75,10 @@ class Exchange:
             except StopIteration as stop:
                 self._results[index] = stop.value
         requests = list(self._requests.values())
-        self.payload_bytes += sum(request.payload_bytes for request in requests if request.group != "node")
+        for request in requests:
+            if request.group != "node":
+                self.payload_bytes += request.payload_bytes
+                self.sent_bytes += sent_bytes(request, *self._comm.place(self._groups[request.group]))
         name = f"{self._name}.{self._round}"
         sums = all(isinstance(request, Sum) for request in requests)
         if len(requests) > 1 and sums and len({request.group for request in requests}) == 1:

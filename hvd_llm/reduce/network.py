@@ -67,7 +67,7 @@ def _line(comm: Comm, kind: str, make: _Make, largest: int = _LARGEST, growth: i
         elements *= growth
         request = make(elements)
         seconds = min(_seconds(comm, kind, request) for _ in range(2 if seconds < _LONG_S / 4 else 1))
-    more = sent_bytes(request, comm.size) - sent_bytes(small, comm.size)
+    more = sent_bytes(request, comm.rank, comm.size) - sent_bytes(small, comm.rank, comm.size)
     return Line(latency_s, max(0.0, seconds - latency_s) / more)
 
 

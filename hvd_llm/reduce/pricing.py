@@ -110,13 +110,13 @@ def price(
         except StopIteration:
             return Price(tuple(operations), kernel_s + moment(gradient.device) - began)
         kernel_s += moment(gradient.device) - began
-        sent = sent_bytes(request, sizes[request.group])
+        sent = sent_bytes(request, 0, sizes[request.group])
         operations.append(Operation(_kind(request, gradient), sent, request.group))
         answer = _invent(request, sizes[request.group])
 
 
-def sent_bytes(request: Request, size: int) -> float:
-    """Bytes that rank 0 of a group of `size` sends to answer `request`: rings, and pairwise exchange."""
+def sent_bytes(request: Request, rank: int, size: int) -> float:
+    """Bytes that a rank of a group of `size` sends to answer `request`: rings, and pairwise exchange."""
     match request:
         case Sum(tensor):
             return 2 * (size - 1) / size * tensor.nbytes
@@ -124,7 +124,7 @@ def sent_bytes(request: Request, size: int) -> float:
             everyone = sum(lengths) * tensor.itemsize if lengths else size * tensor.nbytes
             return everyone * (size - 1) / size
         case AllToAll(tensors, _, _):
-            return sum(tensor.nbytes for tensor in tensors[1:])
+            return sum(tensor.nbytes for other, tensor in enumerate(tensors) if other != rank)
 
 
 def _kind(request: Request, gradient: Tensor) -> str:

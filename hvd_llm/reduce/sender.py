@@ -115,5 +115,6 @@ class Sender:
             if result.data_ptr() != segment.tensor.data_ptr():
                 segment.tensor.copy_(result.view_as(segment.tensor))
         del self._flights[bucket.index]
-        payload = flight.exchange.payload_bytes
-        self._route.trace.add("bucket_exchange", flight.sent_ns, now(), bucket.index, payload)
+        span = flight.sent_ns, now(), bucket.index
+        self._route.trace.add("bucket_exchange", *span, flight.exchange.payload_bytes)
+        self._route.trace.add("bucket_sent", *span, round(flight.exchange.sent_bytes))

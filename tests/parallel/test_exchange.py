@@ -71,10 +71,13 @@ def test_exchanges_overlap_whatever_their_order(comm):
         torch.testing.assert_close(exchanges[k].finish()[0], expected[comm.rank], rtol=1e-5, atol=1e-6)
 
 
-def test_payload_is_counted(comm):
-    exchange = Exchange("payload", [none(torch.zeros(1000), {}, At())], comm, GROUPS)
+def test_bytes_are_counted(comm):
+    """A norm is gathered, halves are exchanged, 30 numbers are summed."""
+    exchange = Exchange("bytes", [three_rounds(gradient_of(comm.rank), {}, At())], comm, GROUPS)
     exchange.finish()
-    assert exchange.payload_bytes == 4000
+    others, own = comm.size - 1, gradient_of(0).flatten().tensor_split(comm.size)[comm.rank].nbytes
+    assert exchange.payload_bytes == 4 + 120 + 120
+    assert exchange.sent_bytes == pytest.approx(4 * others + 120 - own + 2 * others / comm.size * 120)
 
 
 @compressor(groups=("node", "across"), dense=True)

@@ -3,7 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from hvd_llm.comm import WORLD
+from hvd_llm.comm.solo import Done, Solo
+from hvd_llm.compress.base import AllToAll, Gather, Sum, compressor
+from hvd_llm.reduce import policy
+from hvd_llm.reduce.sender import Route, Sender
 from hvd_llm.trace import FIELDS, HEADER_BYTES, KINDS, RECORD, NoTrace, Trace
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/run_folder.md").read_text()
@@ -69,6 +75,40 @@ def test_a_trace_is_never_overwritten(tmp_path):
     Trace(tmp_path / "a.trace", 0, 1).close()
     with pytest.raises(FileExistsError):
         Trace(tmp_path / "a.trace", 0, 1)
+
+
+class Alike(Solo):
+    """Rank 1 of 4 that all have the same."""
+
+    rank, size = 1, 4
+
+    def ranks(self, group):
+        return tuple(range(self.size))
+
+    def gather_async(self, name, tensor, group=WORLD, lengths=None):
+        return Done([tensor] * self.size)
+
+
+@compressor(dense=True)
+def asks_everything(gradient, state, at):
+    yield Gather(gradient)
+    yield AllToAll(gradient.split([1, 2, 3, 4]))
+    yield Sum(gradient, "node")
+    return (yield Sum(gradient))
+
+
+def test_what_an_exchange_sends_is_recorded_by_operation(tmp_path):
+    """Of 40 bytes: all 3 times in a gather, all but its own 8 in an all-to-all, 3/2 of all in a sum; none in a node."""
+    trace = Trace(tmp_path / "a.trace", 1, 4)
+    parameters = {"weight": torch.zeros(10)}
+    plan = policy.plan(parameters, ["weight"], 1000, asks_everything)
+    sender = Sender("test", parameters, plan, Route(Alike(), {"world": WORLD, "node": WORLD}, trace), {})
+    sender.send(sender.buckets[0], 0)
+    sender.finish(sender.buckets)
+    trace.close()
+    header, records = read(tmp_path / "a.trace")
+    amounts = {header["kinds"][str(record["kind"])]["name"]: record["amount"] for record in records}
+    assert amounts == {"bucket_queue": 0, "bucket_exchange": 40 + 40 + 40, "bucket_sent": 120 + 32 + 60}
 
 
 def test_no_trace_takes_the_same_calls():

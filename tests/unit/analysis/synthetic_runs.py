@@ -69,6 +69,7 @@ def _description(settings: dict, launch: dict) -> dict:
         "first_step": 0,
         "argv": ["hvd-llm", "train", "gpt2-tiny", "--train.steps", str(tree["train"]["steps"])],
         "controller": "mpi",
+        "shares_memory": False,
         "cpu": "A CPU",
         "cores": CORES,
         "threads": 1,
@@ -98,7 +99,7 @@ def write_trace(
     tokens: int,
     expected_ms: dict[str, list[float]] | None = None,
 ):
-    """One rank's trace: two buckets, the first exchanged under the last half of backward, the second after it."""
+    """One rank's trace: two buckets, the first summed under the last half of backward, the second gathered after it."""
     trace = Trace(path, *place)
     now = 10**9 * (place[0] + 1)
     for kind, values in (expected_ms or {}).items():
@@ -120,9 +121,12 @@ def write_trace(
         if place[1] > 1:
             middle = (start + end) // 2
             trace.add("bucket_queue", middle - 2_000_000, middle, 0)
-            trace.add("bucket_exchange", middle, middle + (end - middle) // 2, 0, 4_000_000)
+            end = middle + (end - middle) // 2
+            trace.add("bucket_exchange", middle, end, 0, 4_000_000)
+            trace.add("bucket_sent", middle, end, 0, 8_000_000 * (place[1] - 1) // place[1])
             start, end = add("exposed", exposed_ms * scale)
             trace.add("bucket_exchange", start, end, 1, 8_000_000)
+            trace.add("bucket_sent", start, end, 1, 8_000_000 * (place[1] - 1))
         add("optimizer", 6.0 * scale)
         now += round(1e6 * scale)  # the residual
         trace.add("step", began, now, 0, tokens)

@@ -32,6 +32,8 @@ def test_reads_what_the_writer_wrote(tmp_path):
     # Two exchanges that overlap each other; the second goes on after backward.
     trace.add("bucket_exchange", 4 * 10**9, 6 * 10**9, 0, 100)
     trace.add("bucket_exchange", 5 * 10**9, 11 * 10**9, 1, 200)
+    trace.add("bucket_sent", 4 * 10**9, 6 * 10**9, 0, 150)
+    trace.add("bucket_sent", 5 * 10**9, 11 * 10**9, 1, 600)
     trace.add("exposed", 10 * 10**9, 11 * 10**9)
     trace.add("step", 0, 125 * 10**8, 0, 4096)
     trace.close()
@@ -51,6 +53,7 @@ def test_reads_what_the_writer_wrote(tmp_path):
     assert steps.exchange_s.tolist() == [7]  # 4 to 11, not 2 + 6
     assert steps.hidden_s.tolist() == [6]  # 4 to 10
     assert steps.payload_bytes.tolist() == [300]
+    assert steps.sent_bytes.tolist() == [750]
 
 
 def test_an_exchange_that_goes_on_in_the_next_step(tmp_path):
@@ -74,7 +77,7 @@ def test_pieces_do_not_change_the_result(trace_path, monkeypatch):
     whole = rank_steps(open_trace(trace_path))
     monkeypatch.setattr(TraceFile.chunks, "__defaults__", (25,))
     pieces = rank_steps(open_trace(trace_path))
-    for name in ("step", "span_s", "exchange_s", "hidden_s", "payload_bytes"):
+    for name in ("step", "span_s", "exchange_s", "hidden_s", "payload_bytes", "sent_bytes"):
         np.testing.assert_allclose(getattr(pieces, name), getattr(whole, name), rtol=1e-12)
     for name, values in whole.parts_s.items():
         np.testing.assert_allclose(pieces.parts_s[name], values, rtol=1e-12)
@@ -101,6 +104,15 @@ def test_accepts_more_fields_and_kinds_than_it_knows(trace_path):
     header["kinds"]["77"] = {"name": "teleport", "index": None, "amount": None}
     trace_path.write_bytes(json.dumps(header).encode().ljust(HEADER_BYTES - 1) + b"\n" + new.tobytes())
     assert len(rank_steps(open_trace(trace_path)).step) == 30
+
+
+def test_a_trace_from_before_bytes_sent_were_recorded(trace_path):
+    kinds = json.loads(trace_path.read_bytes()[:HEADER_BYTES])["kinds"]
+    number = next(number for number, kind in kinds.items() if kind["name"] == "bucket_sent")
+    edit_header(trace_path, kinds=kinds | {number: {"name": "unknown"}})
+    steps = rank_steps(open_trace(trace_path))
+    assert np.isnan(steps.sent_bytes).all()
+    assert (steps.payload_bytes == 12_000_000).all()
 
 
 def edit_header(path, **changes):

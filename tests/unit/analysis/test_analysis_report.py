@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_runs import write_run
+from synthetic_runs import write_run, write_trace
 
 from analysis.__main__ import main
 from analysis.advice import sentences
@@ -66,14 +66,39 @@ def test_breakdown_sums_to_the_step_and_finds_injected_communication(weak):
     assert sum(lost.values()) == pytest.approx(40, rel=0.1)
 
 
-def test_communication_table_follows_the_ring_model(weak):
+def test_parts_are_those_of_the_slowest_rank(tmp_path):
+    """A rank for which nobody waits: how much slower it is must not look like overhead of the loop."""
+    run = write_run(tmp_path / "run", 2, steps=60, noise=0)
+    path = run / "trace" / "launch-0" / "rank-00001.trace"
+    path.unlink()
+    write_trace(path, (1, 2), {"input": 2.0, "forward": 90.0, "backward": 120.0}, 20.0, np.ones(60), 1024)
+    (cell,) = analyse(run).cells
+    expected = {"input": 2, "forward": 90, "backward": 120, "exposed": 20, "optimizer": 6, "residual": 1}
+    assert parts_ms(cell) == pytest.approx(expected)
+
+
+def test_wire_bytes_are_what_ranks_sent(weak):
+    """Of n ranks, each sends 2(n-1)/n times the payload of a sum, n-1 times that of a gather."""
     table = communication_table(analyse(weak).cells).set_index("ranks")
     assert list(table.index) == [2, 4]
     assert table["payload_mb"].tolist() == [12, 12]
-    assert table["wire_mb"].tolist() == [12, 18]
+    assert table["through"].tolist() == ["mpi", "mpi"]
+    assert table["wire_mb"].tolist() == [12, 30]
     assert table.loc[2, "hidden_ms"] == pytest.approx(30, rel=0.03)  # a quarter of backward
     assert table.loc[2, "exposed_ms"] == pytest.approx(20, rel=0.03)
     assert table.loc[2, "bus_mb_per_s"] == pytest.approx(12 / 0.050, rel=0.03)
+
+
+def test_nothing_goes_over_a_wire_in_shared_memory(tmp_path):
+    write_run(tmp_path / "one", 1)
+    write_run(tmp_path / "two", 2, exposed_ms=200, facts={"shares_memory": True})
+    assert report(tmp_path / "out", tmp_path / "one", tmp_path / "two") == 0
+    (row,) = pd.read_csv(tmp_path / "out" / "communication.csv").to_dict("records")
+    assert (row["through"], row["payload_mb"]) == ("shared memory", 12)
+    assert np.isnan([row["wire_mb"], row["bus_mb_per_s"]]).all()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<td>shared memory</td>" in page
+    assert "a compressor" not in page
 
 
 def test_strong_and_weak_are_kept_apart(weak, tmp_path):
