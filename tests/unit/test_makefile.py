@@ -30,10 +30,9 @@ def test_train_makes_the_environment_the_corpus_two_runs_and_the_report():
 
 def test_test_checks_style_and_imports_first():
     lines = dry_run("test").splitlines()
-    quick, slow = (line for line in lines if line.startswith("pytest"))
-    wanted = ("ruff check .", "ruff format --check .", "lint-imports", quick, slow)
-    places = [lines.index(line) for line in wanted]
-    tested = {word for line in (quick, slow) for word in line.split() if word.startswith("tests/")}
+    tests = [line for line in lines if line.startswith("pytest")]
+    places = [lines.index(line) for line in ("ruff check .", "ruff format --check .", "lint-imports", *tests)]
+    tested = {word for line in tests for word in line.split() if word.startswith("tests/")}
     assert tested == {f"tests/{path.name}" for path in (ROOT / "tests").iterdir() if [*path.rglob("test_*.py")]}
     assert places == sorted(places)
 
