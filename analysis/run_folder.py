@@ -102,7 +102,7 @@ class Run:
 
 
 def find_runs(paths: list[Path]) -> list[Run]:
-    """Open every run folder in `paths`; a folder without run.json stands for the runs inside it.
+    """Open every run folder in `paths`; a folder without run.json stands for the training runs inside it.
 
     Raises:
         AnalysisError: no such folder, no run in it, or a run.json that is not one.
@@ -111,7 +111,10 @@ def find_runs(paths: list[Path]) -> list[Run]:
     for path in paths:
         if not path.is_dir():
             raise AnalysisError(f"{path} is not a folder")
-        inside = [path] if (path / "run.json").exists() else sorted(file.parent for file in path.glob("*/run.json"))
+        inside = [path]
+        if not (path / "run.json").exists():
+            records = sorted(path.glob("*/run.json"))
+            inside = [file.parent for file in records if json_file.read(file).get("kind") != "bench"]
         if not inside:
             raise AnalysisError(f"{path} holds no run: neither {path / 'run.json'} nor a folder with one")
         for folder in inside:

@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": ("hvd_llm.evaluate_command", "score a checkpoint"),
     "generate": ("hvd_llm.generate", "write text with a checkpoint"),
     "export": ("hvd_llm.export", "write a folder that transformers loads"),
+    "bench": ("hvd_llm.bench", "time what ranks exchange: latency and bandwidth of every operation"),
     "compressors": ("hvd_llm.compress.command", "list how gradients can be sent"),
     "doctor": ("hvd_llm.doctor", "say what is built, what works, and how to mend the rest"),
     "install-horovod": ("hvd_llm.install_horovod", "build Horovod for the installed PyTorch"),

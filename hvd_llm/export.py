@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hvd_llm.errors import UserError
+from hvd_llm.folders import make_empty
 from hvd_llm.runfolder import load_model
 
 
@@ -15,10 +16,8 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
     Raises:
         UserError: the folder holds something already, or cannot be written.
     """
+    make_empty(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UserError(f"--out is {str(folder)!r}, which is not empty: give a new folder")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         for path in folder.glob("*.safetensors"):

@@ -1,15 +1,20 @@
 """What rank 0 shows and keeps while training: progress, metrics.csv, TensorBoard."""
 
+from __future__ import annotations
+
 import csv
 import math
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from hvd_llm.errors import UserError
-from hvd_llm.evaluate import Score
+
+if TYPE_CHECKING:
+    from hvd_llm.evaluate import Score
 
 COLUMNS = [
     "step",
@@ -65,10 +70,10 @@ class Display:
 
     EVERY_S = 5.0
 
-    def __init__(self, first_step: int, steps: int):
-        self._steps, self._first, self._began = steps, first_step, time.monotonic()
+    def __init__(self, first_step: int, steps: int, unit: str = "step"):
+        self._steps, self._first, self._unit, self._began = steps, first_step, unit, time.monotonic()
         self._last_line = -math.inf
-        self._bar = tqdm(total=steps, initial=first_step, unit="step") if sys.stderr.isatty() else None
+        self._bar = tqdm(total=steps, initial=first_step, unit=unit) if sys.stderr.isatty() else None
 
     def show(self, step: int, text: str) -> None:
         """Tell that `step` steps are done."""
@@ -78,7 +83,7 @@ class Display:
         elif time.monotonic() - self._last_line > self.EVERY_S or step == self._steps:
             self._last_line = time.monotonic()
             left = (time.monotonic() - self._began) / max(1, step - self._first) * (self._steps - step)
-            self.say(f"step {step}/{self._steps}  {text}  ETA {int(left) // 60}:{int(left) % 60:02d}")
+            self.say(f"{self._unit} {step}/{self._steps}  {text}  ETA {int(left) // 60}:{int(left) % 60:02d}")
 
     def say(self, line: str) -> None:
         """Print a line without tearing the bar."""

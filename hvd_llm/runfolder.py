@@ -2,9 +2,7 @@
 
 import fcntl
 import json
-import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,6 +16,7 @@ from hvd_llm import config as configuration
 from hvd_llm.comm import Comm
 from hvd_llm.data import Dataset
 from hvd_llm.errors import UserError, first_line
+from hvd_llm.folders import make_writable, write_record
 from hvd_llm.state import State
 
 SCHEMA = "hvd_llm.run/1"
@@ -44,11 +43,6 @@ _MAY_CHANGE = {
     "model.pretrained",
 }
 _FREE_SECTIONS = {"checkpoint", "evaluate", "trace"}
-
-
-def default(name: str, size: int) -> str:
-    """runs/CONFIG-nRANKS-TIME."""
-    return f"runs/{Path(name).stem}-n{size}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def read(run: Path) -> dict[str, Any]:
@@ -139,7 +133,7 @@ def start(run: Path, config: configuration.Config, dataset: Dataset, model: nn.M
         },
         "launches": [],
     }
-    write(run, record)
+    write_record(run, record)
     return None
 
 
@@ -148,7 +142,7 @@ def add_launch(run: Path, about: dict[str, Any], config: configuration.Config) -
     record = read(run)
     changed = dict(_differences(record, config))
     record["launches"].append(about | {"changed": {key: now for key, (_, now) in changed.items()}})
-    write(run, record)
+    write_record(run, record)
     return len(record["launches"]) - 1
 
 
@@ -185,25 +179,12 @@ def load_model(
     return models.from_checkpoint(path), tokenizer, configuration.resolve(record["config"])
 
 
-def write(run: Path, record: dict[str, Any]) -> None:
-    """Replace run.json atomically."""
-    draft = run / ".run.json.writing"
-    with open(draft, "w") as file:
-        file.write(json.dumps(record, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(run / "run.json")
-
-
 def _check_new(run: Path) -> None:
     """Raise UserError if `run` holds a run already or cannot be written."""
     if (run / "run.json").exists():
         raise UserError(f"run.dir {str(run)!r} already holds a run; add --resume auto or choose another --run.dir")
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        probe = run / ".probe"
-        probe.touch()
-        probe.unlink()
+        make_writable(run)
     except OSError as error:
         raise UserError(f"run.dir {str(run)!r} cannot be written: {error.strerror}") from None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hvd_llm import device, mesh, models, optimizer, provenance, routing, runfolder
+from hvd_llm import device, folders, mesh, models, optimizer, provenance, routing, runfolder
 from hvd_llm.comm import Comm, Handle
 from hvd_llm.comm.clock import clock_offset
 from hvd_llm.comm.solo import Done
@@ -68,7 +68,7 @@ def train(config: Config, name: str, comm: Comm) -> Path:
         for compressor in among:
             rehearse(compressor, comm.size, len(ranks.node.ranks))
 
-    run = Path(comm.broadcast_object("run.dir", config.run.dir or runfolder.default(name, comm.size)))
+    run = Path(comm.broadcast_object("run.dir", config.run.dir or str(folders.default(name, comm.size))))
     with runfolder.claimed(run, comm):
         same = {compressor.kept(slot) for compressor in among for slot in compressor.same}
         state = _start_or_resume(run, config, dataset, model, comm, same)

@@ -5,21 +5,22 @@ that a rank sends, as the pricing driver counts them, so that the number of rank
 """
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from hvd_llm.comm import Comm
 from hvd_llm.compress.base import AllToAll, Gather, Request, Sum
+from hvd_llm.device import moment
 from hvd_llm.reduce.pricing import Operation, sent_bytes
 
 _SMALL, _SHARED, _LARGEST = 2**8, 2**20, 2**22  # float32 elements: 1 KiB says latency, 16 MiB are enough on any network
 _LONG_S = 0.25  # an operation that takes so long says how fast the network is
 _REPEATS = 7  # of the small one: a median that a late look of Horovod does not spoil
 
-_Make = Callable[[int], Request]
+Make = Callable[[int], Request]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Line:
 
     latency_s: float
     per_byte_s: float
+
+    def __str__(self):
+        bandwidth = f"{1e-6 / self.per_byte_s:,.1f} MB/s" if self.per_byte_s else "too short to tell MB/s"
+        return f"{1e3 * self.latency_s:.3g} ms and {bandwidth}"
 
 
 @dataclass(frozen=True)
@@ -45,41 +50,67 @@ class Network:
 def measure(comm: Comm, device: torch.device) -> Network:
     """Time every kind of operation among all ranks, on tensors of `device`; the same answer on each. Collective."""
     lines = {
-        "sum": _line(comm, "sum", lambda n: Sum(torch.zeros(n, device=device))),
-        "gather": _line(comm, "gather", lambda n: Gather(torch.zeros(n, device=device)), _LARGEST // comm.size),
-        "all_to_all": _line(
-            comm, "all_to_all", lambda n: AllToAll([torch.zeros(-(-n // comm.size), device=device)] * comm.size)
-        ),
+        kind: _line(comm, kind, make, _SHARED if kind == "bucket" else _LARGEST)  # shared memory is never given back
+        for kind, make in makes(comm, device).items()
     }
-    lines["bucket"] = lines["sum"]
-    if comm.shares_memory:
-        shared = {n: Sum(comm.allocate(n, torch.float32, device)) for n in (_SMALL, _SHARED)}
-        lines["bucket"] = _line(comm, "bucket", shared.__getitem__, _SHARED, growth=_SHARED // _SMALL)
-    return Network(lines)
+    return Network({"bucket": lines["sum"]} | lines)
 
 
-def _line(comm: Comm, kind: str, make: _Make, largest: int = _LARGEST, growth: int = 4) -> Line:
-    """From a small operation, and from the first that takes long, if any does."""
-    small = make(_SMALL)
-    latency_s = statistics.median(_seconds(comm, kind, small) for _ in range(_REPEATS))
-    elements, seconds = _SMALL, 0.0
-    while seconds < _LONG_S and elements < largest:
-        elements *= growth
-        request = make(elements)
-        seconds = min(_seconds(comm, kind, request) for _ in range(2 if seconds < _LONG_S / 4 else 1))
-    more = sent_bytes(request, comm.rank, comm.size) - sent_bytes(small, comm.rank, comm.size)
-    return Line(latency_s, max(0.0, seconds - latency_s) / more)
+def makes(comm: Comm, device: torch.device) -> dict[str, Make]:
+    """By kind of operation, what makes a request about so many float32 elements.
+
+    So many are summed, gathered from all ranks together, or given by each rank to all. "bucket", the sum in shared
+    memory, is among them where ranks share it; to make one is collective.
+    """
+
+    def part(elements: int) -> torch.Tensor:
+        return torch.zeros(-(-elements // comm.size), device=device)
+
+    found: dict[str, Make] = {
+        "sum": lambda elements: Sum(torch.zeros(elements, device=device)),
+        "gather": lambda elements: Gather(part(elements)),
+        "all_to_all": lambda elements: AllToAll([part(elements)] * comm.size),
+    }
+    if comm.shares_memory and device.type == "cpu":
+        found["bucket"] = lambda elements: Sum(comm.allocate(elements, torch.float32, device))
+    return found
 
 
-def _seconds(comm: Comm, kind: str, request: Request) -> float:
-    """Of one operation, on the rank that it takes longest."""
-    began = time.perf_counter()
+def duration(comm: Comm, kind: str, request: Request) -> float:
+    """Seconds of one operation, on the rank that it takes longest; the same answer on each. Collective."""
+    name = f"network.{kind}.{request.payload_bytes}"  # Horovod negotiates again when a name's shape changes
+    device = (request.tensors[0] if isinstance(request, AllToAll) else request.tensor).device
+    began = moment(device)
     match request:
         case Sum(tensor):
-            comm.sum(f"network.{kind}", tensor)
+            comm.sum(name, tensor)
         case Gather(tensor):
-            comm.gather_async(f"network.{kind}", tensor).wait()
+            comm.gather_async(name, tensor).wait()
         case AllToAll(tensors):
-            comm.all_to_all_async(f"network.{kind}", tensors).wait()
-    mine = torch.tensor([time.perf_counter() - began], dtype=torch.float64)
+            comm.all_to_all_async(name, tensors).wait()
+    mine = torch.tensor([moment(device) - began], dtype=torch.float64)
     return max(map(float, comm.gather_async("network.seconds", mine).wait()))
+
+
+def fit(sent: Sequence[float], seconds: Sequence[float]) -> Line:
+    """The line through two measurements, or nearest to several: by relative error, lest the longest decide alone.
+
+    Chance may have large messages arrive sooner than small ones: then bytes take no time.
+
+    Args:
+        sent: bytes that a rank sends; at least two different numbers.
+    """
+    per_byte_s, latency_s = np.polyfit(sent, seconds, 1, w=1 / np.asarray(seconds))
+    return Line(max(0.0, float(latency_s)), max(0.0, float(per_byte_s)))
+
+
+def _line(comm: Comm, kind: str, make: Make, largest: int) -> Line:
+    """From a small operation, and from the first that takes long, if any does."""
+    small = make(_SMALL)
+    latency_s = statistics.median(duration(comm, kind, small) for _ in range(_REPEATS))
+    elements, seconds = _SMALL, 0.0
+    while seconds < _LONG_S and elements < largest:
+        elements *= 4
+        request = make(elements)
+        seconds = min(duration(comm, kind, request) for _ in range(2 if seconds < _LONG_S / 4 else 1))
+    return fit([sent_bytes(each, comm.rank, comm.size) for each in (small, request)], [latency_s, seconds])

@@ -238,6 +238,11 @@ CASES = {
     ),
     "prepare over other data": ("prepare text.txt --out data", nothing, "--force"),
     "prepare an unknown scheme": ("prepare gopher://x/y --out new", nothing, "gopher"),
+    "bench of nothing": ("bench --sizes 4 0", nothing, "--sizes has 0"),
+    "bench of one size": ("bench --sizes 4 4", nothing, "two sizes or more"),
+    "bench of a size that is none": ("bench --sizes 4 many", nothing, "--sizes"),
+    "bench without repeats": ("bench --repeats 0", nothing, "--repeats is 0"),
+    "bench of one rank": ("bench --out new", nothing, "nothing to exchange"),
     "doctor with an argument": ("doctor now", nothing, "now"),
     "install-horovod unknown option": ("install-horovod --fast", nothing, "--fast"),
 }

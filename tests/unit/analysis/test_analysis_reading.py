@@ -250,9 +250,11 @@ def test_random_damage_is_read_or_refused(trace_path, data):
     assert str(trace_path) in sentence
 
 
-def test_a_folder_stands_for_the_runs_in_it(tmp_path):
+def test_a_folder_stands_for_the_training_runs_in_it(tmp_path):
     for folder in ("a/run", "b/run"):
         write_run(tmp_path / folder, steps=12)
+    (tmp_path / "a" / "bench").mkdir()
+    (tmp_path / "a" / "bench" / "run.json").write_text('{"schema": "hvd_llm.collectives/1", "kind": "bench"}')
     assert [run.name for run in find_runs([tmp_path / "a", tmp_path / "b" / "run"])] == ["a/run", "b/run"]
     assert len(find_runs([tmp_path / "a", tmp_path / "a" / "run"])) == 1
     with pytest.raises(AnalysisError, match="holds no run"):
