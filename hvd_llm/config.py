@@ -146,12 +146,14 @@ class Reduce:
     cycle_ms: NonNegativeFloat = 0
     """Horovod looks for new operations this often, in ms. 0: 1 with GPUs, else 10; 25 or 50 if most steps need none."""
     overlap: Literal["none", "backward", "forward"] = "backward"
-    """What hides the exchange: nothing; backward; also the next forward, each layer of which waits for its update."""
+    """Without delay, what hides the exchange: nothing; backward; also the next forward, each layer of which waits for
+    its update."""
     delay: Annotated[int, Field(ge=0, le=1)] = 0
     """1: sums are taken up one step later, so that a whole step hides the exchange; until then each rank goes ahead by
-    its own gradient."""
+    its own gradient. Costs a second update in each step, and memory for gradients, weights and moments once more."""
     rows: bool = True
-    """Between hosts, without a compressor: gradients of embeddings are sent by rows, those of tokens that occurred."""
+    """Between hosts, without compressor or delay: gradients of embeddings are sent by rows, those of tokens that
+    occurred."""
     share_memory: bool = True
     """If all ranks are on one host, they sum CPU gradients in memory they share; false: through MPI or Gloo."""
 

@@ -106,6 +106,10 @@ def _delayed(config: "Config") -> list[tuple[bool, str]]:
             "reduce.compressor is 'auto', which judges what a step waits for; with reduce.delay = 1, name a compressor",
         ),
         (
+            delayed and config.train.precision == "fp16",
+            "reduce.delay is 1 and train.precision 'fp16', whose loss scale is known late: take 'bf16'",
+        ),
+        (
             delayed and config.train.compile,
             "reduce.delay is 1, which looks after the network between layers: train.compile cannot take that",
         ),

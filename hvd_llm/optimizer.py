@@ -1,6 +1,8 @@
 """The update rule, what of it is a pure function of the step, and fp16's loss scale."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -43,18 +45,15 @@ def exact(config: Config, step: int) -> bool:
     return since < 0 or (zero_one and moves(since, config.optimizer.kappa))
 
 
-def step_ahead(optimizer: torch.optim.Optimizer, gradients: dict[Tensor, Tensor]) -> None:
-    """Take a step that the optimizer forgets: the weights move, its state does not.
-
-    Args:
-        gradients: parameter → gradient.
-    """
-    kept = {parameter: dict(state) for parameter, state in optimizer.state.items()}
-    for state in optimizer.state.values():
-        state |= {slot: value.clone() for slot, value in state.items() if isinstance(value, Tensor)}
-    for parameter, gradient in gradients.items():
-        parameter.grad = gradient
-    optimizer.step()
+@contextmanager
+def forgetful(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Steps taken meanwhile move the weights, and leave the optimizer's state as it was."""
+    kept = dict(optimizer.state)
+    for parameter, state in kept.items():
+        optimizer.state[parameter] = {
+            slot: value.clone() if isinstance(value, Tensor) else value for slot, value in state.items()
+        }
+    yield
     optimizer.state.clear()
     optimizer.state.update(kept)
 

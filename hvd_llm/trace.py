@@ -62,6 +62,7 @@ class Trace:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.step = 0
+        self._began: int | None = None  # when the step under way did; None between steps
         self._buffer = bytearray()
         self._open: list[list] = []  # kind, index and start of spans under way, the innermost last
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - open for the run
@@ -83,16 +84,28 @@ class Trace:
         assert len(text) < HEADER_BYTES, "the trace header outgrew its block"
         self._file.write(text.ljust(HEADER_BYTES - 1) + b"\n")
 
+    def begin(self, step: int) -> None:
+        """A step begins."""
+        self.step, self._began = step, now()
+
+    def end(self, amount: int) -> None:
+        """It is over."""
+        self.add("step", self._began, now(), amount=amount)
+        self._began = None
+
     def add(self, kind: str, start_ns: int, end_ns: int, index: int = 0, amount: int = 0) -> None:
         """Record one span of the current step."""
         self._buffer += RECORD.pack(start_ns, end_ns, amount, self.step, index, _NUMBERS[kind])
 
     @contextmanager
     def span(self, kind: str, index: int = 0):
-        """Record the body as a span, also when it raises.
+        """Record the body as a part of the step under way, also when it raises; between steps, record nothing.
 
         A span inside another interrupts it: the outer one is recorded in pieces, and no two overlap.
         """
+        if self._began is None:
+            yield
+            return
         self._cut()
         self._open.append([kind, index, now()])
         try:
@@ -102,11 +115,6 @@ class Trace:
             self._open.pop()
             if self._open:
                 self._open[-1][2] = now()
-
-    @property
-    def inside(self) -> bool:
-        """Whether a span is open."""
-        return bool(self._open)
 
     def _cut(self) -> None:
         """Record what there is of the innermost span that is open."""
@@ -129,8 +137,7 @@ class NoTrace(Trace):
     """The same calls, nothing written: for `trace.enabled = false`."""
 
     def __init__(self):
-        self.step = 0
-        self._open = []
+        self.step, self._began, self._open = 0, None, []
 
     def add(self, kind, start_ns, end_ns, index=0, amount=0):
         pass

@@ -124,6 +124,9 @@ def _witness(run: Path, config: Config, comm: Comm, state: State, steps: int) ->
 def _loop(trainer: "Trainer", run: Path, witness: Metrics) -> None:
     config, progress = trainer.config, trainer.state.progress
     give_up = 0 < config.evaluate.patience <= progress.evaluations_since_best
+    if progress.under_way and (give_up or progress.step == trainer.steps):  # saved before it was the end
+        trainer.meet()
+        trainer.save(run)
     while progress.step < trainer.steps and not give_up:
         row, count = trainer.step()
         last = progress.step == trainer.steps
@@ -208,7 +211,7 @@ class Trainer:
                 meanwhile=lambda: self.update.settle(),
             )
         update = DelayedUpdate if config.reduce.delay else LateUpdate if config.reduce.overlap == "forward" else Update
-        self.update = update(config.optimizer, state, self.reducer, steps, trace)
+        self.update = update(config.optimizer, state, self.reducer, trace)
 
     def step(self) -> tuple[dict, int]:
         """One optimizer step; returns a row of metrics and the number of input tokens, both over all ranks.
@@ -216,12 +219,13 @@ class Trainer:
         While ranks train apart, the loss is this rank's own, but for a round's last step: that has the round's.
         """
         config, comm, progress, trace = self.config, self.comm, self.state.progress, self.trace
-        trace.step, began = progress.step, now()
+        trace.begin(progress.step)
         self._seed(progress.step)
         alone = self.outer is not None and progress.step >= config.sync.after
         if alone and progress.step == config.sync.after:
             self.outer.begin()
         exact = optimizer.exact(config, progress.step)
+        lr = optimizer.learning_rate(config.optimizer, progress.step, self.steps)
         self.reducer.start(progress.step, self.state.loss_scale.value, alone, exact)
 
         with trace.span("input"):
@@ -241,14 +245,14 @@ class Trainer:
         self.reducer.finish()
         loss_sum, all_targets, all_tokens = self.reducer.wait(totals).tolist()
 
-        row = self.update.take(self.nominal / max(1.0, counts[0] if alone else all_targets), exact)
+        row = self.update.take(self.nominal / max(1.0, counts[0] if alone else all_targets), exact, lr)
         if alone:
             self.outer.after(progress.step)
         progress.step += 1
         progress.tokens += int(all_tokens)
         if progress.step == self.steps:
             self.meet()
-        trace.add("step", began, now(), amount=counts[1])
+        trace.end(amount=counts[1])
         # A batch whose every label is missing has no loss.
         row |= {"loss": loss_sum / max(1.0, all_targets), "tokens": progress.tokens}
         return row, counts[1] * comm.size if alone else int(all_tokens)  # apart, the others are taken to be like us

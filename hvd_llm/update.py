@@ -1,7 +1,7 @@
 """From summed gradients to new weights: the division by the number of targets, clipping, the optimizer's step."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hvd_llm import optimizer
 from hvd_llm.config import Optimizer
-from hvd_llm.reduce.buckets import Bucket
+from hvd_llm.reduce.buckets import Bucket, total_norm
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.state import State
 from hvd_llm.trace import Trace
@@ -19,19 +19,19 @@ from hvd_llm.trace import Trace
 class Update:
     """All weights at once, when all gradients are there."""
 
-    def __init__(self, config: Optimizer, state: State, reducer: Reducer, steps: int, trace: Trace):
-        self.config, self.state, self.reducer, self.steps, self.trace = config, state, reducer, steps, trace
+    def __init__(self, config: Optimizer, state: State, reducer: Reducer, trace: Trace):
+        self.config, self.state, self.reducer, self.trace = config, state, reducer, trace
 
     @torch.no_grad()
-    def take(self, factor: float, exact: bool) -> dict:
+    def take(self, factor: float, exact: bool, lr: float) -> dict:
         """Multiply the summed gradients by `factor`, clip them, take the optimizer's step; returns a row of metrics.
 
         `exact` says whether they were sent as they are.
         A gradient that is not finite is so on every rank, because it was summed; all skip this step.
         """
         with self.trace.span("optimizer"):
-            lr, buckets = self._learning_rate(), self.reducer.buckets
-            norm = _norm([torch.linalg.vector_norm(bucket.flat) for bucket in buckets]) * factor
+            buckets = self.reducer.buckets
+            norm = total_norm(buckets) * factor
             if math.isfinite(norm):
                 self._apply(buckets, factor * self._clip(norm), lr, exact)
                 self.reducer.memory.keep()
@@ -51,9 +51,6 @@ class Update:
     def agreeing(self) -> AbstractContextManager:
         """The model has the weights that are equal on all ranks, meanwhile: here, always."""
         return nullcontext()
-
-    def _learning_rate(self, later: int = 0) -> float:
-        return optimizer.learning_rate(self.config, self.state.progress.step + later, self.steps)
 
     def _clip(self, norm: float | None) -> float:
         """What gradients are multiplied by for clipping, if this step's norm is `norm`."""
@@ -91,14 +88,14 @@ class LateUpdate(Update):
             if needs:
                 module.register_forward_pre_hook(partial(self._before, needs))
 
-    def take(self, factor, exact):
+    def take(self, factor, exact, lr):
         """As in `Update`, but only begin; the row has the norm of the step before."""
         self._waiting = {bucket.index: bucket for bucket in self.reducer.buckets}
-        self._decided, self._factor, self._lr, self._exact = False, factor, self._learning_rate(), exact
+        self._decided, self._factor, self._lr, self._exact = False, factor, lr, exact
         for parameter in self.reducer.parameters.values():
             parameter.grad = None
         progress = self.state.progress
-        return {"learning_rate": self._lr, "gradient_norm": progress.norm, "skipped": progress.skipped}
+        return {"learning_rate": lr, "gradient_norm": progress.norm, "skipped": progress.skipped}
 
     def settle(self):
         self._settle(list(self._waiting.values()))
@@ -115,9 +112,9 @@ class LateUpdate(Update):
     def _settle(self, buckets: Sequence[Bucket]) -> None:
         if not buckets or not self._decide():
             return
-        with self._span("exposed"):
+        with self.trace.span("exposed"):
             buckets = self.reducer.land(buckets)
-        with self._span("optimizer"):
+        with self.trace.span("optimizer"):
             for bucket in buckets:
                 self._norms[bucket.index] = torch.linalg.vector_norm(bucket.flat)
                 for name, view in bucket.views.items():
@@ -129,18 +126,14 @@ class LateUpdate(Update):
                     self.reducer.parameters[name].grad = None
                 del self._waiting[bucket.index]
             if not self._waiting:
-                norms = [self._norms[bucket.index] for bucket in self.reducer.buckets]
-                self.state.progress.norm = _norm(norms) * self._factor
-
-    def _span(self, kind: str):
-        """A part of the step; between steps, it is part of what needs the weights: an evaluation, a checkpoint."""
-        return self.trace.span(kind) if self.trace.inside else nullcontext()
+                norms = torch.stack([self._norms[bucket.index] for bucket in self.reducer.buckets])
+                self.state.progress.norm = float(torch.linalg.vector_norm(norms)) * self._factor
 
     def _decide(self) -> bool:
         """Whether the step that waits is taken. One that is not changes nothing, once everything has landed."""
         if self._decided:
             return True
-        with self._span("exposed"):
+        with self.trace.span("exposed"):
             finite = self.reducer.finite()
             if not finite:
                 self.reducer.land(self.reducer.buckets)
@@ -155,11 +148,11 @@ class LateUpdate(Update):
 class DelayedUpdate(Update):
     """All weights at once, by the sum of the step before: `reduce.delay = 1`.
 
-    A gradient that is one step old is not what momentum bears: on a quadratic, at 0.9, the steepest curvature at which
-    training is stable falls from 38 / lr to 0.5 / lr. So each rank goes ahead by its own gradient, as if all ranks had
-    the same, and takes its next gradient there. When the sum is in, it goes back and takes the step that all take; what
-    is old is only what the others' gradients add to its own. (As the first half of a batch is in ACCO: Nabli et al.
-    2024, arXiv:2406.02613, section 3.)
+    A gradient that is one step old is not what momentum bears: on a quadratic, with the mean of gradients that Adam
+    keeps at 0.9, the steepest curvature at which training is stable falls from 38 / lr to 1 / lr. So each rank goes
+    ahead by its own gradient, as if all ranks had the same, and takes its next gradient there. When the sum is in, it
+    goes back and takes the step that all take; what is old is only what the others' gradients add to its own. (As the
+    first half of a batch is in ACCO: Nabli et al. 2024, arXiv:2406.02613, section 3.)
 
     Attributes:
         agreed: the weights that are equal on all ranks, by parameter; empty while the model has them.
@@ -172,64 +165,58 @@ class DelayedUpdate(Update):
             if next(module.parameters(recurse=False), None) is not None:
                 module.register_forward_pre_hook(self._before)
 
-    def take(self, factor, exact):
-        """As in `Update`, but `factor` and `exact` are for the next step. The first changes nothing."""
-        progress = self.state.progress
-        row = {"learning_rate": self._learning_rate(), "gradient_norm": None, "skipped": progress.skipped}
-        with self.trace.span("optimizer"):
-            self._go_back()
-        if progress.under_way:
-            row = super().take(*progress.under_way)
-        with self.trace.span("optimizer"):
-            self._go_ahead(factor, exact)
+    def take(self, factor, exact, lr):
+        """As in `Update`, of the step before; of this step, only go ahead. The row has the norm of the step before."""
+        self._catch_up()
         self.reducer.depart()
-        progress.under_way = [factor, exact]
-        return row
+        with self.trace.span("optimizer"):
+            self._go_ahead(factor, exact, lr)
+        progress = self.state.progress
+        progress.under_way = [factor, exact, lr]
+        return {"learning_rate": lr, "gradient_norm": progress.norm, "skipped": progress.skipped}
 
     def end(self):
+        if self.state.progress.under_way:
+            self.reducer.finish()
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Where all ranks are, take the step that was under way."""
         progress = self.state.progress
         if progress.under_way:
-            self.reducer.take_up()
-            self._go_back()
+            with self.trace.span("optimizer"):
+                self._assign(self.agreed)
             super().take(*progress.under_way)
-            progress.under_way = []
+            self.agreed, progress.under_way = {}, []
 
     @torch.no_grad()
-    def _go_ahead(self, factor: float, exact: bool) -> None:
+    def _go_ahead(self, factor: float, exact: bool, lr: float) -> None:
+        """As all would by the gradients in `p.grad`; the optimizer forgets it."""
         self.agreed = {name: parameter.clone() for name, parameter in self.state.parameters.items()}
-        gathered = self.reducer.gathered(factor * self._clip(self.state.progress.norm))
-        if gathered:
-            for group in self.state.optimizer.param_groups:
-                group |= {"lr": self._learning_rate(1), "exact": exact}
-            parameters = self.state.parameters
-            optimizer.step_ahead(self.state.optimizer, {parameters[name]: g for name, g in gathered.items()})
-
-    @torch.no_grad()
-    def _go_back(self) -> None:
-        for name, weights in self.agreed.items():
-            self.state.parameters[name].copy_(weights)
-        self.agreed = {}
+        buckets = self.reducer.buckets
+        norm = total_norm(buckets) * factor
+        if math.isfinite(norm):
+            with optimizer.forgetful(self.state.optimizer):
+                self._apply(buckets, factor * self._clip(norm), lr, exact)
 
     @contextmanager
     def agreeing(self):
-        agreed, ahead = self.agreed, {name: self.state.parameters[name].detach().clone() for name in self.agreed}
-        self._go_back()
+        ahead = {name: self.state.parameters[name].detach().clone() for name in self.agreed}
+        self._assign(self.agreed)
         try:
             yield
         finally:
-            self.agreed = ahead
-            self._go_back()
-            self.agreed = agreed
+            self._assign(ahead)
+
+    @torch.no_grad()
+    def _assign(self, weights: Mapping[str, Tensor]) -> None:
+        for name, values in weights.items():
+            self.state.parameters[name].copy_(values)
 
     @torch.no_grad()
     def _before(self, *_) -> None:
         """A module is at work: compressors of several rounds must not wait for backward."""
-        if torch.is_inference_mode_enabled():  # what is made there cannot be used in training
-            return
+        if not self.state.progress.under_way or torch.is_inference_mode_enabled():
+            return  # what is made in inference mode cannot be used in training
         with torch.autocast(self.reducer.buckets[0].flat.device.type, enabled=False):
             self.reducer.advance()
-
-
-def _norm(norms: Sequence[Tensor]) -> float:
-    """The L2 norm of everything, from that of each part; the same bits on all ranks."""
-    return float(torch.linalg.vector_norm(torch.stack(list(norms))))

@@ -1,6 +1,6 @@
 """Flat buckets: one contiguous tensor that holds the gradients of several parameters, sent as one operation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -86,6 +86,11 @@ def _matrix(parameter: Tensor) -> tuple[int, int]:
     """A parameter's shape as rows and columns; a vector is one column."""
     rows = parameter.shape[0] if parameter.dim() else 1
     return rows, parameter.numel() // rows
+
+
+def total_norm(buckets: Iterable[Bucket]) -> float:
+    """The L2 norm of all that is in them; of equal buckets the same bits on all ranks."""
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(bucket.flat) for bucket in buckets])))
 
 
 def readiness(parameters: Mapping[str, nn.Parameter], passes: Callable[[], None]) -> dict[str, float]:

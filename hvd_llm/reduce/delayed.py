@@ -5,11 +5,13 @@ et al. 2021, arXiv:2101.06840, section 5.2) hides a slow optimizer in the same w
 `update.DelayedUpdate`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
-from hvd_llm.reduce.buckets import allocate
+from hvd_llm.reduce.buckets import allocate, total_norm
 from hvd_llm.reduce.memory import Named
 from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.reducer import Reducer, home
@@ -20,7 +22,7 @@ class Delayed(Reducer):
     """A `Reducer` with two sets of buckets: in one gradients gather while the other is on its way.
 
     `finish()` leaves in every `p.grad` the sum of the step before. When that has been used and what the compressors
-    remember of it is kept or dropped, `depart()` sends this step's.
+    remember of it is kept or dropped, `depart()` sends this step's, and leaves this rank's own in its place.
     """
 
     def __init__(
@@ -42,44 +44,28 @@ class Delayed(Reducer):
             view.copy_(arriving[name])
 
     def finish(self) -> None:
+        """Wait for what is under way; it is in every `p.grad` then, and what has gathered there is laid by."""
         with self._trace.span("exposed"):
             for bucket in self.buckets:
                 self._fill(bucket)
-            self.take_up()
-
-    def take_up(self) -> None:
-        """Wait for what is under way; it is in every `p.grad` then, and what has gathered there is laid by."""
-        self._sender.finish(self._away)
+            self._sender.finish(self._away)
         self.buckets, self._away = self._away, self.buckets
         self._home = home(self.buckets)
         for name, (_, view) in self._home.items():
             self.parameters[name].grad = view
 
-    def gathered(self, factor: float) -> dict[str, Tensor]:
-        """What would be in `p.grad`, times `factor`, if all ranks had gathered the same in this step: by parameter.
-
-        Empty if it is not finite.
-        """
-        factor = factor * self._size / self._scale
-        flats = [bucket.flat * factor for bucket in self._away]
-        if not all(flat.sum().isfinite() for flat in flats):
-            return {}
-        found = {}
-        for bucket, flat in zip(self._away, flats, strict=True):
-            sizes = [view.numel() for view in bucket.views.values()]
-            pieces = zip(bucket.views.items(), flat.split(sizes), strict=True)
-            found |= {name: piece.view_as(view) for (name, view), piece in pieces}
-        return found
-
+    @torch.no_grad()
     def depart(self) -> None:
-        """Send what has gathered in this step."""
-        for bucket in self._away:
-            self._send(bucket)
+        """Send what has gathered in this step; leave in every `p.grad` its sum, had all ranks gathered the same."""
+        with self._trace.span("exposed"):
+            for bucket, away in zip(self.buckets, self._away, strict=True):
+                torch.mul(away.flat, self._size, out=bucket.flat)
+                self._send(away)
 
     def arriving(self) -> dict[str, Tensor]:
         """Wait for what is under way, and keep what compressors remember of it; parameter → its sum."""
         self._sender.finish(self._away)
-        if all(bucket.flat.sum().isfinite() for bucket in self._away):
+        if math.isfinite(total_norm(self._away)):  # as the update will find it
             self.memory.keep()
         else:
             self.memory.drop()

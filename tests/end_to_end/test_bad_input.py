@@ -130,6 +130,7 @@ CASES = {
     ),
     "late gradients of ranks apart": (f"{TRAIN} --reduce.delay 1 --sync.every 4", nothing, "it is sync.delay that"),
     "late gradients and auto": (f"{TRAIN} --reduce.delay 1 --reduce.compressor auto", nothing, "name a compressor"),
+    "late gradients in fp16": (f"{TRAIN} --reduce.delay 1 --train.precision fp16", nothing, "take 'bf16'"),
     "late gradients, compiled": (f"{TRAIN} --reduce.delay 1 --train.compile true", nothing, "train.compile cannot"),
     "late updates and this step's norm": (f"{TRAIN} --reduce.overlap forward", nothing, "optimizer.clip_by to 'last'"),
     "late updates of ranks apart": (

@@ -120,9 +120,9 @@ def test_a_bad_gradient_skips_the_whole_step(comm, folders, case):
     _equal(*both)
 
 
-def spoil(trainer):
+def spoil(trainer, value=torch.inf):
     last = trainer.state.parameters[trainer.state.progress.bucket_order[-1]]
-    return last.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), torch.inf))
+    return last.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), value))
 
 
 @pytest.mark.usefixtures("few_worlds")

@@ -24,11 +24,12 @@ def test_ranks_do_what_simulated_ranks_do(comm, folders):
         together.step()
         count = sum(backward(rank, step) for rank in ranks)
         exact = optimizer.exact(config, step)
+        lr = optimizer.learning_rate(config.optimizer, step, together.steps)
         for bucket, kept in zip(together.reducer.buckets, states, strict=True):
             for segment, mine in zip(bucket.segments, kept, strict=True):
                 _sum(segment, ranks, mine, exact, step)
         for rank in ranks:
-            rank.update.take(rank.nominal / count, exact)
+            rank.update.take(rank.nominal / count, exact, lr)
             rank.state.progress.step += 1
     for rank in ranks:
         assert torch.equal(_weights(rank), _weights(together))

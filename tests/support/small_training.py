@@ -41,7 +41,7 @@ def settings(folders, task: str, **changes):
     return config.resolve(tree)
 
 
-def trainer(comm, config, dtype=torch.float32, restore=None):
+def trainer(comm, config, dtype=torch.float32, restore=None, trace=None):
     dataset = open_dataset(config.data.path)
     model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(dtype)
     training, validation = (batches(config, dataset, split) for split in ("train", "validation"))
@@ -52,7 +52,7 @@ def trainer(comm, config, dtype=torch.float32, restore=None):
         state.restore(
             restore, comm.rank, comm.size, {compressor.kept(slot) for compressor in among for slot in compressor.same}
         )
-    return Trainer(config, comm, state, ranks, training, validation, among, STEPS, NoTrace())
+    return Trainer(config, comm, state, ranks, training, validation, among, config.train.steps, trace or NoTrace())
 
 
 def backward(rank, step):

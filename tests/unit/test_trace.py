@@ -39,10 +39,10 @@ def test_what_is_written_is_read_from_the_header_alone(tmp_path):
 
 def test_a_span_inside_another_interrupts_it(tmp_path):
     trace = Trace(tmp_path / "a.trace", 0, 1)
-    assert not trace.inside
+    trace.begin(0)
     with trace.span("forward", 3):
         with trace.span("exposed"):
-            assert trace.inside
+            pass
         with trace.span("optimizer"):
             pass
     trace.close()
@@ -55,10 +55,28 @@ def test_a_span_inside_another_interrupts_it(tmp_path):
 
 def test_a_span_is_recorded_when_its_body_raises(tmp_path):
     trace = Trace(tmp_path / "a.trace", 0, 1)
-    with pytest.raises(ZeroDivisionError), trace.span("evaluate"):
+    trace.begin(0)
+    with pytest.raises(ZeroDivisionError), trace.span("forward"):
         raise ZeroDivisionError
     trace.close()
     assert len(read(tmp_path / "a.trace")[1]) == 1
+
+
+def test_between_steps_no_part_of_a_step_is_recorded(tmp_path):
+    trace = Trace(tmp_path / "a.trace", 0, 1)
+    for step in range(2):
+        trace.begin(step)
+        with trace.span("forward"):
+            pass
+        trace.end(amount=5)
+        with trace.span("optimizer"):
+            pass
+    trace.close()
+    header, records = read(tmp_path / "a.trace")
+    names = [header["kinds"][str(kind)]["name"] for kind in records["kind"]]
+    assert names == 2 * ["forward", "step"]
+    assert records["step"].tolist() == [0, 0, 1, 1]
+    assert records["amount"].tolist() == [0, 5, 0, 5]
 
 
 def test_a_file_cut_short_keeps_its_whole_records(tmp_path):
@@ -113,8 +131,10 @@ def test_what_an_exchange_sends_is_recorded_by_operation(tmp_path):
 
 def test_no_trace_takes_the_same_calls():
     trace = NoTrace()
+    trace.begin(0)
     with trace.span("forward"):
         trace.add("input", 1, 2)
+    trace.end(amount=5)
     trace.flush()
     trace.close()
 
