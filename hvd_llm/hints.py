@@ -7,13 +7,17 @@ from hvd_llm.comm import Comm
 from hvd_llm.config import Config
 
 
-def hints(config: Config, comm: Comm, threads: int, sharing: int) -> Iterator[str]:
+def hints(config: Config, comm: Comm, threads: int, sharing: int, validation: int) -> Iterator[str]:
     """A sentence for each.
 
     Args:
         threads: CPU threads of this rank.
         sharing: ranks that may use this rank's cores.
+        validation: sequences of the validation split.
     """
+    scored = config.evaluate.batches * config.train.global_batch
+    if 0 < scored < validation:
+        yield f"scores while training are of {scored} of {validation} validation sequences (evaluate.batches, 0: all)"
     if config.reduce.share_memory and 1 < comm.size == comm.local_size and not comm.shares_memory:
         yield (
             f"these ranks cannot share memory and go through {comm.controller}: set reduce.share_memory to false, "

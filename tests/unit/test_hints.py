@@ -1,0 +1,26 @@
+"""What a run says of itself before it starts, if it is not as its user may think."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from hvd_llm import cores
+from hvd_llm.config import resolve
+from hvd_llm.hints import hints
+
+CASES = {
+    "nothing": ({}, {}, 1, ""),
+    "threads for two": ({}, {}, 2, "2 ranks with 2 threads each share 2 cores"),
+    "no timeline of shared memory": ({"trace": {"horovod_timeline": True}}, {}, 1, "timeline will have no gradients"),
+    "no shared memory": ({}, {"shares_memory": False}, 1, "go through mpi: set reduce.share_memory to false"),
+    "part of the split": ({"evaluate": {"batches": 2}}, {}, 1, "are of 8 of 233 validation sequences"),
+}
+
+
+@pytest.mark.parametrize(("settings", "world", "threads", "said"), CASES.values(), ids=CASES)
+def test_it_is_said(settings, world, threads, said, monkeypatch):
+    monkeypatch.setattr(cores, "usable", lambda: 2)
+    tree = {"train": {"steps": 1, "global_batch": 4}, "evaluate": {"batches": 0}} | settings
+    comm = SimpleNamespace(**{"size": 2, "local_size": 2, "shares_memory": True, "controller": "mpi"} | world)
+    found = list(hints(resolve(tree), comm, threads, 2, 233))
+    assert [said in line for line in found] == ([True] if said else [])
