@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a path that is too long, or not for this user
+        if error.filename is None:  # not a path's fault: ours
+            raise
         print(f"error: cannot use {str(error.filename)!r}: {error.strerror}", file=sys.stderr)
         return 2
 

@@ -219,6 +219,7 @@ CASES = {
 
 REPORTS = {
     "no runs": ("report data --out new", nothing, "data"),
+    "name that is too long": (f"report {'x' * 300} --out new", nothing, "name too long"),
     "absent run": ("report nowhere --out new", nothing, "nowhere"),
     "no trace": ("report run --out new", lambda p: shutil.rmtree(p / "run/trace"), "trace"),
     "trace of text": (
