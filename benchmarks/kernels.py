@@ -22,11 +22,20 @@ from hvd_llm.compress.half import Bf16, Fp16
 from hvd_llm.compress.int4 import Int4
 from hvd_llm.compress.int8 import Int8
 from hvd_llm.compress.onebit import OneBit
+from hvd_llm.compress.twobit import TwoBit
 from hvd_llm.reduce.pricing import price
 
 MIB = 2**20
 PARTS = ("encode", "decode")
-CODECS = {"fp16": Fp16(), "bf16": Bf16(), "int8": Int8(), "fp8": Fp8(), "int4": Int4(), "onebit": OneBit()}
+CODECS = {
+    "fp16": Fp16(),
+    "bf16": Bf16(),
+    "int8": Int8(),
+    "fp8": Fp8(),
+    "int4": Int4(),
+    "twobit": TwoBit(),
+    "onebit": OneBit(),
+}
 
 
 def measure(mib: float, rounds: int) -> pd.DataFrame:

@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hvd_llm import device, folders, mesh, models, optimizer, provenance, routing, runfolder
+from hvd_llm import device, folders, mesh, models, optimizer, provenance, routing, runfolder, update
 from hvd_llm.comm import Comm, Handle
 from hvd_llm.comm.clock import clock_offset
 from hvd_llm.comm.solo import Done
 from hvd_llm.compress import registry
-from hvd_llm.compress.none import none
 from hvd_llm.config import Config
 from hvd_llm.data import Batches, Dataset, open_dataset, targets, tokens
 from hvd_llm.drift import fingerprint
@@ -26,15 +25,10 @@ from hvd_llm.errors import UserError
 from hvd_llm.evaluate import Score, evaluate
 from hvd_llm.hints import hints
 from hvd_llm.metrics import Metrics, Silence
-from hvd_llm.reduce.delayed import Delayed
-from hvd_llm.reduce.outer import Outer
-from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.pricing import rehearse
-from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
 from hvd_llm.state import State
 from hvd_llm.trace import NoTrace, Trace, now
-from hvd_llm.update import DelayedUpdate, LateUpdate, Update
 
 
 def train(config: Config, name: str, comm: Comm) -> Path:
@@ -125,7 +119,7 @@ def _loop(trainer: "Trainer", run: Path, witness: Metrics) -> None:
     config, progress = trainer.config, trainer.state.progress
     give_up = 0 < config.evaluate.patience <= progress.evaluations_since_best
     if progress.under_way and (give_up or progress.step == trainer.steps):  # saved before it was the end
-        trainer.meet()
+        trainer.update.end()
         trainer.save(run)
     while progress.step < trainer.steps and not give_up:
         row, count = trainer.step()
@@ -142,7 +136,7 @@ def _loop(trainer: "Trainer", run: Path, witness: Metrics) -> None:
             improved = progress.best_step == progress.step
             give_up = 0 < config.evaluate.patience <= progress.evaluations_since_best
         if give_up and not last:
-            trainer.meet()
+            trainer.update.end()
         saves = last or give_up or _due(progress.step, config.checkpoint.every) or (improved and config.checkpoint.best)
         if saves:
             trainer.save(run)
@@ -181,37 +175,8 @@ class Trainer:
         route = Route(comm, groups, trace, config.run.seed)
         plan = routing.plan(config, comm, state, among, self._rehearse, trace)
         self.why = plan.why
-        self.outer: Outer | None = None
-        if config.sync.every > 1:
-            self.outer = Outer(
-                config.sync,
-                state.parameters,
-                plan.buckets,
-                route,
-                state.memory,
-                state.shared,
-                state.apart,
-                state.progress.step,
-            )
-            state.part()
-            plain = [Planned(planned.names, none) for planned in plan.buckets]
-            self.reducer = Reducer(state.parameters, plain, route, meanwhile=self.outer.advance)
-        elif config.reduce.delay:
-            arriving = {name: slots["arriving"] for name, slots in state.shared.items()}
-            self.reducer = Delayed(state.parameters, plan.buckets, route, state.memory, arriving)
-            state.part()
-        else:
-            self.reducer = Reducer(
-                state.parameters,
-                plan.buckets,
-                route,
-                state.memory,
-                overlap=config.reduce.overlap,
-                lookups=plan.lookups,
-                meanwhile=lambda: self.update.settle(),
-            )
-        update = DelayedUpdate if config.reduce.delay else LateUpdate if config.reduce.overlap == "forward" else Update
-        self.update = update(config.optimizer, state, self.reducer, trace)
+        self.update = update.build(config, state, plan, route)
+        self.reducer = self.update.reducer
 
     def step(self) -> tuple[dict, int]:
         """One optimizer step; returns a row of metrics and the number of input tokens, both over all ranks.
@@ -221,9 +186,7 @@ class Trainer:
         config, comm, progress, trace = self.config, self.comm, self.state.progress, self.trace
         trace.begin(progress.step)
         self._seed(progress.step)
-        alone = self.outer is not None and progress.step >= config.sync.after
-        if alone and progress.step == config.sync.after:
-            self.outer.begin()
+        alone = self.update.begin(progress.step)
         exact = optimizer.exact(config, progress.step)
         lr = optimizer.learning_rate(config.optimizer, progress.step, self.steps)
         self.reducer.start(progress.step, self.state.loss_scale.value, alone, exact)
@@ -246,12 +209,10 @@ class Trainer:
         loss_sum, all_targets, all_tokens = self.reducer.wait(totals).tolist()
 
         row = self.update.take(self.nominal / max(1.0, counts[0] if alone else all_targets), exact, lr)
-        if alone:
-            self.outer.after(progress.step)
         progress.step += 1
         progress.tokens += int(all_tokens)
         if progress.step == self.steps:
-            self.meet()
+            self.update.end()
         trace.end(amount=counts[1])
         # A batch whose every label is missing has no loss.
         row |= {"loss": loss_sum / max(1.0, all_targets), "tokens": progress.tokens}
@@ -285,7 +246,7 @@ class Trainer:
         began, config = now(), self.config
         self.update.settle()
         task, micro_batch, limit = config.data.task, config.train.micro_batch, config.evaluate.batches
-        with self._autocast(), self._agreed():
+        with self._autocast(), self.update.agreeing():
             score, count = evaluate(self.state.model, self.validation, task, self.comm, micro_batch, limit)
         self.state.progress.note(score)
         self.trace.add("evaluate", began, now(), amount=count)
@@ -298,36 +259,13 @@ class Trainer:
         size = runfolder.save(run, self.state, self.training.dataset, self.config.checkpoint, self.comm)
         self.trace.add("checkpoint", began, now(), amount=size)
 
-    def meet(self) -> None:
-        """Training ends here: what is under way is taken up, what ranks have learnt apart comes together."""
-        self.update.end()
-        if self.outer and self.state.progress.step > self.config.sync.after:
-            self.outer.meet(self.state.progress.step - 1)
-
     def remember(self) -> None:
         """Bring `state` up to date with what is kept or still under way elsewhere."""
-        self.update.settle()
-        state = self.state
-        if state.progress.under_way:
-            agreed, arriving = self.update.agreed, self.reducer.arriving()
-            shared = {name: {"anchor": agreed[name], "arriving": value} for name, value in arriving.items()}
-            state.remember(self.reducer.memory.by_parameter(), shared, state.own_weights())
-            return
-        if not self.outer:
-            state.remember(self.reducer.memory.by_parameter())
-            return
-        if self.state.progress.step <= self.config.sync.after:
-            self.outer.begin()  # they have not parted yet
-        self._totals.copy_(self._since)
-        self._since[2] = 0  # the loss of the round goes on
-        self.state.progress.tokens += int(self.comm.sum("step.totals", self._totals)[2])
-        memory, shared, sent = self.outer.state()
-        state.remember(memory, shared, state.own_weights() | state.own_optimizer() | sent)
-
-    def _agreed(self):
-        """The weights are what all ranks agree on, meanwhile."""
-        apart = self.outer and self.state.progress.step > self.config.sync.after
-        return self.outer.agreed() if apart else self.update.agreeing()
+        if self.config.sync.every > 1:
+            self._totals.copy_(self._since)
+            self._since[2] = 0  # the loss of the round goes on
+            self.state.progress.tokens += int(self.comm.sum("step.totals", self._totals)[2])
+        self.update.remember()
 
     def check_drift(self) -> None:
         """Compare a hash of the weights across ranks.
@@ -337,7 +275,7 @@ class Trainer:
         """
         self.update.settle()
         self._hashes.zero_()
-        with self._agreed():
+        with self.update.agreeing():
             self._hashes[self.comm.rank] = fingerprint(self.state.parameters)
         hashes = self.comm.sum("drift", self._hashes).tolist()
         odd = [rank for rank, value in enumerate(hashes) if value != hashes[0]]

@@ -1,4 +1,4 @@
-"""Blocks of numbers that share one float32 scale: what int8, fp8, int4 and onebit have in common.
+"""Blocks of numbers that share one float32 scale: what int8, fp8, int4, twobit and onebit have in common.
 
 A payload is every block's scale, then every block's codes. Time goes by the number of passes over memory, so results
 are written where they belong at once, and decoding onto something scales and adds in one.
@@ -38,19 +38,14 @@ class BlockCodec(ABC):
     def levels(self, codes: Tensor, out: Tensor) -> Tensor:
         """`codes`, (bytes,) uint8 → `out`, (count, block) float32: what is to be multiplied by the scales."""
 
-    def unpadded(self, spare: int) -> float:
-        """What the scale of a block must be multiplied by if `spare` of its elements are zeros that were added."""
-        return 1.0
-
     def size(self, elements: int) -> int:
         return -(-elements // self.block) * (4 + self.block * self.bits // 8)
 
     def encode(self, values: Tensor, payload: Tensor) -> None:
-        blocks, scales, codes = self._parts(values, payload)
-        self.quantize(blocks, scales, codes)
-        spare = -values.numel() % self.block
-        if spare:
-            scales[-1] *= self.unpadded(spare)
+        short = values.numel() % self.block
+        if short:  # the last block is filled up with its mean magnitude: that, and its largest, are as they were
+            values = pad(values, (0, self.block - short), value=float(values[-short:].abs().mean()))
+        self.quantize(*self._parts(values, payload))
 
     def decode(self, payload: Tensor, out: Tensor) -> None:
         blocks, scales, codes = self._parts(out, payload)

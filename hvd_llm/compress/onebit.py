@@ -23,9 +23,6 @@ class OneBit(BlockCodec):
         codes.copy_(pack_signs(blocks.view(-1)))
         torch.mean(blocks.abs(), 1, keepdim=True, out=scales)
 
-    def unpadded(self, spare: int) -> float:
-        return self.block / (self.block - spare)
-
     def levels(self, codes: Tensor, out: Tensor) -> Tensor:
         return unpack_signs(codes, out)
 

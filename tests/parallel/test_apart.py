@@ -112,8 +112,8 @@ def test_a_resume_in_the_middle_of_a_round_is_exact(comm, folders, compressor, s
             each.step()
     for name, parameter in straight.state.parameters.items():
         assert torch.equal(parameter, resumed.state.parameters[name])
-        assert torch.equal(straight.outer.anchor[name], resumed.outer.anchor[name])
-        assert torch.equal(straight.outer.momentum[name], resumed.outer.momentum[name])
+        assert torch.equal(straight.update.outer.anchor[name], resumed.update.outer.anchor[name])
+        assert torch.equal(straight.update.outer.momentum[name], resumed.update.outer.momentum[name])
 
 
 @pytest.mark.parametrize("sync", [{"every": 5}, STREAMING], ids=["diloco", "streaming"])

@@ -196,7 +196,7 @@ def test_another_number_of_ranks_takes_what_is_under_way(comm, folders, tmp_path
     for each in (straight, alone):
         each.step()
     torch.testing.assert_close(straight.update.agreed, alone.update.agreed, **EXACTLY)
-    straight.meet()
+    straight.update.end()
 
 
 @pytest.mark.usefixtures("few_worlds")
@@ -207,7 +207,7 @@ def test_where_no_step_is_left_what_is_under_way_is_taken(comm, folders, tmp_pat
     run = _saved(comm, straight, tmp_path_factory.mktemp("run"))
     shorter = trainer(comm, _settings(folders, "adamw", steps=3), restore=checkpoint.folder(run, 3))
     _loop(shorter, run, Silence())
-    straight.meet()
+    straight.update.end()
     _equal(straight, shorter)
     saved = checkpoint.load(checkpoint.folder(run, 3), comm.rank, comm.size)
     assert not saved.progress["under_way"]
@@ -221,7 +221,7 @@ def test_the_last_update_is_part_of_a_step_if_one_is_under_way(comm, folders, ea
     for _ in range(STEPS - early):
         delayed.step()
     ((began, over),) = delayed.trace.spans(STEPS - 1 - early, "step")
-    delayed.meet()
+    delayed.update.end()
     parts = delayed.trace.spans(STEPS - 1 - early, "input", "forward", "backward", "exposed", "optimizer")
     assert all(began <= start <= end <= over for start, end in parts)
     assert not delayed.update.agreed
