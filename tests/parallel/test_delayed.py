@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from small_training import Apart, backward, settings, trainer
+from small_training import Apart, backward, resumed, saved, settings, trainer
 from test_overlap import CASES, STEPS, Slow, spoil
 
 from hvd_llm import checkpoint, optimizer
@@ -156,14 +156,6 @@ def test_a_bad_gradient_skips_its_update(comm, folders, case):
     delayed.check_drift()
 
 
-def _saved(comm, trainer, folder):
-    """A checkpoint of what a trainer does; the run's folder."""
-    trainer.remember()
-    run = type(folder)(comm.broadcast_object("folder", str(folder)))
-    checkpoint.save(run, trainer.state.snapshot(), lambda folder: None, comm)
-    return run
-
-
 @pytest.mark.usefixtures("few_worlds")
 @pytest.mark.parametrize(("case", "spoilt"), [("adamw", None), ("classify", None), ("int4", None), ("int4", 1e30)])
 def test_a_checkpoint_has_what_is_under_way(comm, folders, case, spoilt, tmp_path_factory):
@@ -174,16 +166,15 @@ def test_a_checkpoint_has_what_is_under_way(comm, folders, case, spoilt, tmp_pat
         straight.step()
     if hook:
         hook.remove()
-    run = _saved(comm, straight, tmp_path_factory.mktemp("run"))
-    resumed = trainer(comm, straight.config, restore=checkpoint.folder(run, 3))
-    for each in (straight, resumed):
+    again = resumed(straight, tmp_path_factory)
+    for each in (straight, again):
         while each.state.progress.step < each.steps:
             each.step()
         each.remember()
         assert each.state.progress.skipped == bool(spoilt)
         assert not each.state.shared
-    _equal(straight, resumed)
-    torch.testing.assert_close(straight.state.memory, resumed.state.memory, **EXACTLY)
+    _equal(straight, again)
+    torch.testing.assert_close(straight.state.memory, again.state.memory, **EXACTLY)
 
 
 @pytest.mark.usefixtures("few_worlds")
@@ -191,7 +182,7 @@ def test_another_number_of_ranks_takes_what_is_under_way(comm, folders, tmp_path
     straight = trainer(comm, _settings(folders, "int4"))
     for _ in range(3):
         straight.step()
-    run = _saved(comm, straight, tmp_path_factory.mktemp("run"))
+    run = saved(straight, tmp_path_factory)
     alone = trainer(Solo(), straight.config, restore=checkpoint.folder(run, 3))
     for each in (straight, alone):
         each.step()
@@ -204,14 +195,14 @@ def test_where_no_step_is_left_what_is_under_way_is_taken(comm, folders, tmp_pat
     straight = trainer(comm, _settings(folders, "adamw"))
     for _ in range(3):
         straight.step()
-    run = _saved(comm, straight, tmp_path_factory.mktemp("run"))
+    run = saved(straight, tmp_path_factory)
     shorter = trainer(comm, _settings(folders, "adamw", steps=3), restore=checkpoint.folder(run, 3))
     _loop(shorter, run, Silence())
     straight.update.end()
     _equal(straight, shorter)
-    saved = checkpoint.load(checkpoint.folder(run, 3), comm.rank, comm.size)
-    assert not saved.progress["under_way"]
-    assert all(torch.equal(saved.model[name], parameter) for name, parameter in straight.state.parameters.items())
+    written = checkpoint.load(checkpoint.folder(run, 3), comm.rank, comm.size)
+    assert not written.progress["under_way"]
+    assert all(torch.equal(written.model[name], parameter) for name, parameter in straight.state.parameters.items())
 
 
 @pytest.mark.parametrize("early", [True, False])

@@ -4,9 +4,8 @@ import time
 
 import pytest
 import torch
-from small_training import settings, trainer
+from small_training import resumed, settings, trainer
 
-from hvd_llm import checkpoint
 from hvd_llm.comm.solo import Solo
 
 OVERLAPS = ("none", "backward", "forward")
@@ -130,18 +129,12 @@ def test_a_checkpoint_waits_for_all_updates(comm, folders, tmp_path_factory):
     (straight,) = _trainers(comm, folders, "adamw", ("forward",))
     for _ in range(3):
         straight.step()
-    straight.remember()
-    run = tmp_path_factory.mktemp("run")
-    run = type(run)(comm.broadcast_object("folder", str(run)))
-    checkpoint.save(run, straight.state.snapshot(), lambda folder: None, comm)
-    resumed = trainer(comm, straight.config, restore=checkpoint.folder(run, 3))
-    for _ in range(3):
-        straight.step()
-    straight.update.settle()
-    for _ in range(3):
-        resumed.step()
-    resumed.update.settle()
-    _equal(straight, resumed)
+    again = resumed(straight, tmp_path_factory)
+    for each in (straight, again):
+        for _ in range(3):
+            each.step()
+        each.update.settle()
+    _equal(straight, again)
 
 
 def test_evaluation_sees_the_last_step(comm, folders):

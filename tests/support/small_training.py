@@ -3,7 +3,7 @@
 import torch
 from worlds import mesh_of
 
-from hvd_llm import config, models
+from hvd_llm import checkpoint, config, models
 from hvd_llm.comm.solo import Solo
 from hvd_llm.compress import registry
 from hvd_llm.data import open_dataset, targets
@@ -53,6 +53,21 @@ def trainer(comm, config, dtype=torch.float32, restore=None, trace=None):
             restore, comm.rank, comm.size, {compressor.kept(slot) for compressor in among for slot in compressor.same}
         )
     return Trainer(config, comm, state, ranks, training, validation, among, config.train.steps, trace or NoTrace())
+
+
+def saved(rank, folders):
+    """Save a checkpoint in a new folder of `folders` (pytest's tmp_path_factory); return the run folder. Collective."""
+    rank.remember()
+    run = folders.mktemp("run")
+    run = type(run)(rank.comm.broadcast_object("folder", str(run)))
+    checkpoint.save(run, rank.state.snapshot(), lambda folder: None, rank.comm)
+    return run
+
+
+def resumed(rank, folders):
+    """Save a checkpoint, and continue from it in a trainer of its own. Collective."""
+    path = checkpoint.folder(saved(rank, folders), rank.state.progress.step)
+    return trainer(rank.comm, rank.config, restore=path)
 
 
 def backward(rank, step):
