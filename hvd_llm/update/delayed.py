@@ -31,7 +31,10 @@ class DelayedUpdate(Update):
     def __init__(self, *args):
         super().__init__(*args)
         self.state.part()
-        self.agreed = {name: slots["anchor"].clone() for name, slots in self.state.shared.items()}
+        parameters = self.state.parameters
+        self.agreed = {
+            name: slots["anchor"].to(parameters[name].device, copy=True) for name, slots in self.state.shared.items()
+        }
         for module in self.state.model.modules():
             if next(module.parameters(recurse=False), None) is not None:
                 module.register_forward_pre_hook(self._before)
@@ -59,15 +62,14 @@ class DelayedUpdate(Update):
         """Where all ranks are, take the step that was under way."""
         progress = self.state.progress
         if progress.under_way:
-            with self.trace.span("optimizer"):
-                self._assign(self.agreed)
+            self._use(self.agreed)
             super().take(*progress.under_way)
             self.agreed, progress.under_way = {}, []
 
     @torch.no_grad()
     def _go_ahead(self, factor: float, exact: bool, lr: float) -> None:
         """As all would by the gradients in `p.grad`; the optimizer forgets it."""
-        self.agreed = {name: parameter.clone() for name, parameter in self.state.parameters.items()}
+        self.agreed = self._use({name: parameter.clone() for name, parameter in self.state.parameters.items()})
         buckets = self.reducer.buckets
         norm = total_norm(buckets) * factor
         if math.isfinite(norm):
@@ -76,12 +78,11 @@ class DelayedUpdate(Update):
 
     @contextmanager
     def agreeing(self):
-        ahead = {name: self.state.parameters[name].detach().clone() for name in self.agreed}
-        self._assign(self.agreed)
+        ahead = self._use(self.agreed)
         try:
             yield
         finally:
-            self._assign(ahead)
+            self._use(ahead)
 
     def remember(self):
         if not self.state.progress.under_way:
@@ -91,10 +92,13 @@ class DelayedUpdate(Update):
         shared = {name: {"anchor": self.agreed[name], "arriving": value} for name, value in arriving.items()}
         self.state.remember(self.reducer.memory.by_parameter(), shared, self.state.own_weights())
 
-    @torch.no_grad()
-    def _assign(self, weights: Mapping[str, Tensor]) -> None:
-        for name, values in weights.items():
-            self.state.parameters[name].copy_(values)
+    def _use(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Exchange the model's weights for others, without copying any; returns what they were."""
+        parameters = {name: self.state.parameters[name] for name in weights}
+        were = {name: parameter.data for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            parameter.data = weights[name]
+        return were
 
     @torch.no_grad()
     def _before(self, *_) -> None:
