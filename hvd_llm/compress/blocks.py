@@ -43,8 +43,10 @@ class BlockCodec(ABC):
 
     def encode(self, values: Tensor, payload: Tensor) -> None:
         short = values.numel() % self.block
-        if short:  # the last block is filled up with its mean magnitude: that, and its largest, are as they were
-            values = pad(values, (0, self.block - short), value=float(values[-short:].abs().mean()))
+        if short:  # the last block is filled up with its mean magnitude: that, and its largest, stay what they are
+            magnitudes = values[-short:].abs()
+            filling = torch.minimum(magnitudes.mean(), magnitudes.max())
+            values = torch.cat([values, filling.expand(self.block - short)])
         self.quantize(*self._parts(values, payload))
 
     def decode(self, payload: Tensor, out: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 The bound between weak and strong, and what either stands for, are those of the least mean square error for normal
 numbers (Max 1960, "Quantizing for minimum distortion", table I, N = 4), in units of their mean magnitude. Whatever the
-numbers are, what is left of a block is smaller than the block was, as error feedback needs it.
+numbers are, what is left of a block is smaller than the block was, unless that was zero: error feedback needs it.
 """
 
 from dataclasses import dataclass

@@ -16,9 +16,13 @@ class Apart(Update):
         outer: how ranks meet.
     """
 
-    def _reducer(self, config, plan, route):
-        state = self.state
+    def __init__(self, config, state, plan, route):
         self._after = config.sync.after
+        super().__init__(config, state, plan, route)
+        state.part()
+
+    def _make_reducer(self, config, plan, route):
+        state = self.state
         self.outer = Outer(
             config.sync,
             state.parameters,
@@ -29,7 +33,6 @@ class Apart(Update):
             state.apart,
             state.progress.step,
         )
-        state.part()
         plain = [Planned(planned.names, none) for planned in plan.buckets]
         return Reducer(state.parameters, plain, route, meanwhile=self.outer.advance)
 

@@ -19,13 +19,14 @@ class Update:
 
     Attributes:
         reducer: what sums the gradients for it.
+        how: the optimizer's settings.
     """
 
     def __init__(self, config: Config, state: State, plan: Plan, route: Route):
-        self.config, self.state, self.trace = config.optimizer, state, route.trace
-        self.reducer = self._reducer(config, plan, route)
+        self.how, self.state, self.trace = config.optimizer, state, route.trace
+        self.reducer = self._make_reducer(config, plan, route)
 
-    def _reducer(self, config: Config, plan: Plan, route: Route) -> Reducer:
+    def _make_reducer(self, config: Config, plan: Plan, route: Route) -> Reducer:
         return Reducer(
             self.state.parameters,
             plan.buckets,
@@ -61,7 +62,7 @@ class Update:
         return {"learning_rate": lr, "gradient_norm": norm, "skipped": self.state.progress.skipped}
 
     def settle(self) -> None:
-        """Return when every update that was begun is taken: here, they all are."""
+        """Return when every update that was begun is taken, but for one that is a step late: here, they all are."""
 
     def end(self) -> None:
         """Training ends: what is still under way is taken up, what ranks have learnt apart comes together."""
@@ -77,8 +78,8 @@ class Update:
 
     def _clip(self, norm: float | None) -> float:
         """What gradients are multiplied by for clipping, if this step's norm is `norm`."""
-        norm = norm if self.config.clip_by == "this" else self.state.progress.norm
-        return min(1.0, self.config.clip_norm / norm) if self.config.clip_norm and norm else 1.0
+        norm = norm if self.how.clip_by == "this" else self.state.progress.norm
+        return min(1.0, self.how.clip_norm / norm) if self.how.clip_norm and norm else 1.0
 
     def _apply(self, buckets: Iterable[Bucket], factor: float, lr: float, exact: bool) -> None:
         """Take the optimizer's step for those parameters that have a gradient: the buckets'."""

@@ -23,7 +23,7 @@ class DelayedUpdate(Update):
     first half of a batch is in ACCO: Nabli et al. 2024, arXiv:2406.02613, section 3.)
 
     Attributes:
-        agreed: the weights that are equal on all ranks, by parameter; empty while the model has them.
+        agreed: the weights that are equal on all ranks, by parameter; empty while nothing is under way.
     """
 
     reducer: Delayed
@@ -33,13 +33,13 @@ class DelayedUpdate(Update):
         self.state.part()
         parameters = self.state.parameters
         self.agreed = {
-            name: slots["anchor"].to(parameters[name].device, copy=True) for name, slots in self.state.shared.items()
+            name: slots["anchor"].to(parameters[name], copy=True) for name, slots in self.state.shared.items()
         }
         for module in self.state.model.modules():
             if next(module.parameters(recurse=False), None) is not None:
                 module.register_forward_pre_hook(self._before)
 
-    def _reducer(self, config, plan, route):
+    def _make_reducer(self, config, plan, route):
         arriving = {name: slots["arriving"] for name, slots in self.state.shared.items()}
         return Delayed(self.state.parameters, plan.buckets, route, self.state.memory, arriving)
 
@@ -93,7 +93,10 @@ class DelayedUpdate(Update):
         self.state.remember(self.reducer.memory.by_parameter(), shared, self.state.own_weights())
 
     def _use(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Exchange the model's weights for others, without copying any; returns what they were."""
+        """Exchange the model's weights for others, without copying any; returns what they were.
+
+        From then on these others are the model's memory: its next step changes them.
+        """
         parameters = {name: self.state.parameters[name] for name in weights}
         were = {name: parameter.data for name, parameter in parameters.items()}
         for name, parameter in parameters.items():

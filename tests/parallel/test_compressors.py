@@ -7,6 +7,7 @@ from worlds import Real, Simulated, node_size, possible
 from hvd_llm.compress import registry, two_phase
 from hvd_llm.compress.base import At, Compressor
 from hvd_llm.compress.none import none
+from hvd_llm.compress.twobit import STRONG, WEAK
 from hvd_llm.reduce import lockstep
 from hvd_llm.reduce.buckets import Bucket, Segment
 from hvd_llm.reduce.memory import Memory, take_over
@@ -220,11 +221,14 @@ def test_what_is_kept_stays_small(compressor):
 
 @ALONE
 def test_a_short_last_block_is_as_good_as_the_others():
-    """Of a constant gradient, every element comes back at the same size: but for twobit, at its own."""
-    for name in ("int8", "fp8", "int4", "twobit", "onebit"):
+    """Of a constant gradient, every element comes back at its full size; signs have the block's own mean magnitude."""
+    for name in ("int8", "fp8", "int4", "onebit"):
         (total,) = lockstep.reduce(registry.find(name), [torch.ones(4100)], [{}])
-        expected = total[:1] if name == "twobit" else torch.ones(1)
-        torch.testing.assert_close(total, expected.expand(4100), rtol=0.01, atol=0)
+        torch.testing.assert_close(total, torch.ones(4100), rtol=0.01, atol=0)
+    uneven = torch.cat([torch.ones(4096), torch.tensor([1.0, -1.0, 1.0, 5.0])])
+    for name, last in (("onebit", [2.0, -2.0, 2.0, 2.0]), ("twobit", [2 * WEAK, -2 * WEAK, 2 * WEAK, 2 * STRONG])):
+        (total,) = lockstep.reduce(registry.find(name), [uneven.clone()], [{}])
+        torch.testing.assert_close(total[4096:], torch.tensor(last))
 
 
 @ALONE

@@ -55,18 +55,18 @@ def trainer(comm, config, dtype=torch.float32, restore=None, trace=None):
     return Trainer(config, comm, state, ranks, training, validation, among, config.train.steps, trace or NoTrace())
 
 
-def saved(rank, folders):
-    """Save a checkpoint in a new folder of `folders` (pytest's tmp_path_factory); return the run folder. Collective."""
+def saved(rank, tmp_path_factory):
+    """Save a checkpoint; return the run folder. Collective."""
     rank.remember()
-    run = folders.mktemp("run")
+    run = tmp_path_factory.mktemp("run")
     run = type(run)(rank.comm.broadcast_object("folder", str(run)))
     checkpoint.save(run, rank.state.snapshot(), lambda folder: None, rank.comm)
     return run
 
 
-def resumed(rank, folders):
+def resumed(rank, tmp_path_factory):
     """Save a checkpoint, and continue from it in a trainer of its own. Collective."""
-    path = checkpoint.folder(saved(rank, folders), rank.state.progress.step)
+    path = checkpoint.folder(saved(rank, tmp_path_factory), rank.state.progress.step)
     return trainer(rank.comm, rank.config, restore=path)
 
 
