@@ -10,11 +10,14 @@ import os
 import time
 from pathlib import Path
 
-from benchmarks import contenders
-from hvd_llm import config as configuration
-from hvd_llm.comm import connect
-from hvd_llm.compress import registry
-from hvd_llm.train_command import overrides
+from hvd_llm.imports import lasting
+
+with lasting():
+    from benchmarks import contenders
+    from hvd_llm import config as configuration
+    from hvd_llm.comm import connect
+    from hvd_llm.compress import registry
+    from hvd_llm.train_command import overrides
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 
 from hvd_llm.errors import UserError, mistake, nearest
+from hvd_llm.imports import lasting
 from hvd_llm.launcher import Launch
 
 # command: (module that has add_arguments and run, what it does)
@@ -62,7 +63,8 @@ def dispatch(argv: list[str]) -> None:
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}{nearest(name, COMMANDS)}")
     path, what = COMMANDS[name]
-    module = importlib.import_module(path)
+    with lasting():
+        module = importlib.import_module(path)
     command = Parser(
         prog=f"hvd-llm {name}",
         description=f"{what[0].upper()}{what[1:]}.",

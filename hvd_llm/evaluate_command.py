@@ -1,9 +1,12 @@
 """`hvd-llm evaluate RUN`: the measures of a checkpoint on a split."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
+from hvd_llm import config as configuration
 from hvd_llm.errors import UserError
+from hvd_llm.imports import lasting
 from hvd_llm.start import start
 
 
@@ -20,17 +23,15 @@ examples:
 
 
 def run(args: argparse.Namespace) -> None:
-    from dataclasses import replace
+    with lasting():
+        import torch
 
-    import torch
-
-    from hvd_llm import checkpoint, device, models, runfolder
-    from hvd_llm import config as configuration
+        from hvd_llm import checkpoint, device, models, runfolder
+        from hvd_llm.data import open_dataset
+        from hvd_llm.evaluate import evaluate
+        from hvd_llm.train import batches
 
     config, comm = start(lambda: configuration.resolve(runfolder.read(args.run)["config"]))
-    from hvd_llm.data import open_dataset
-    from hvd_llm.evaluate import evaluate
-    from hvd_llm.train import batches
 
     with comm.together("read the checkpoint and the data"):
         path = checkpoint.find(args.run, args.step)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hvd_llm.config import Config
 from hvd_llm.errors import UserError
+from hvd_llm.imports import lasting
 from hvd_llm.launcher import Launch
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ def start(read: Callable[[], Config]) -> tuple[Config, Comm]:
             raise
         config, trouble = Config(), error
     # PyTorch and Horovod: not needed to say that a setting is wrong
-    from hvd_llm.comm import connect
-    from hvd_llm.compress import registry
+    with lasting():
+        from hvd_llm.comm import connect
+        from hvd_llm.compress import registry
 
     try:
         groups = any(compressor.groups for compressor in registry.candidates(config.reduce.compressor))

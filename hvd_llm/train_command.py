@@ -6,6 +6,7 @@ import re
 
 from hvd_llm import config as configuration
 from hvd_llm.errors import UserError, first_line
+from hvd_llm.imports import lasting
 from hvd_llm.start import start
 
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
@@ -57,7 +58,8 @@ def overrides(words: list[str]) -> dict[str, str]:
 def run(args: argparse.Namespace) -> None:
     config, comm = start(lambda: configuration.load(args.config, overrides(args.overrides)))
     # Imported once the settings are known to be good: this is where PyTorch and transformers come in.
-    from hvd_llm.train import train
+    with lasting():
+        from hvd_llm.train import train
 
     try:
         folder = train(config, args.config, comm)

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,10 @@ def test_every_command_runs(tmp_path):
             (place / path.name).symlink_to(path)
     environment = ENVIRONMENT | {"PATH": f"{place / '.venv/bin'}:{os.environ['PATH']}"}
     for line in here:
+        began = time.monotonic()
         done = subprocess.run(shortened(line), cwd=place, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        print(f"{time.monotonic() - began:6.1f} s  {line}")  # pytest -rP shows it
     assert (place / "runs").is_dir()
 
 
