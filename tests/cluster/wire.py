@@ -23,6 +23,7 @@ from hvd_llm.reduce.exchange import Exchange
 from hvd_llm.reduce.pricing import price, rehearse
 
 STEPS = 4
+SILENCE_S = 4
 SHAPES = {"flat": (2**22,), "matrices": (8, 1024, 512)}
 
 
@@ -34,12 +35,22 @@ def sent_bytes(moment: str) -> int:
     return json.loads(show)[0]["bytes"]
 
 
+def silent_bytes(seconds: float) -> int:
+    """What this host sends if nothing is exchanged between two counts, so many seconds apart."""
+    before = sent_bytes(f"silence.{seconds}")
+    time.sleep(seconds)
+    return sent_bytes(f"silent.{seconds}") - before
+
+
 torch.set_num_threads(1)
 comm = connect(Config(reduce=Reduce(cycle_ms=100)), groups=Launch.from_environment().local_size > 1)
 ranks = mesh.build(comm.rank, comm.gather_objects("hosts", socket.gethostname()))
 comm.register(ranks.named(("node", "across")))
 groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
 places = {name: comm.place(group) for name, group in groups.items()}
+# Horovod asks all ranks in every cycle whether there is anything to do, and the counting itself talks.
+counting = silent_bytes(0)
+silence_per_s = (silent_bytes(SILENCE_S) - counting) / SILENCE_S
 found = {}
 for name in sys.argv[1:] or registry.names():
     compressor = registry.find(name)
@@ -52,12 +63,8 @@ for name in sys.argv[1:] or registry.names():
     for step in range(STEPS):
         generator = compressor(gradient.clone(), state, At("w", comm.rank, comm.size, step, groups=places))
         Exchange(name, [generator], comm, groups).finish()
-    # Horovod asks all ranks in every cycle whether there is anything to do, and the counting itself talks.
-    silence = time.monotonic() - began
-    after = sent_bytes(f"after.{name}")
-    time.sleep(silence)
-    idle = sent_bytes(f"silence.{name}") - after
-    counted = comm.gather_objects(f"end.{name}", after - before - idle)
+    idle = counting + silence_per_s * (time.monotonic() - began)
+    counted = comm.gather_objects(f"end.{name}", sent_bytes(f"after.{name}") - before - idle)
     a_rank = price(compressor, gradient, comm.size, node_size=comm.local_size).wire_bytes
     found[name] = {"counted": sum(counted) / comm.size, "priced": STEPS * comm.local_size * a_rank}
 if comm.rank == 0:

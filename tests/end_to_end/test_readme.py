@@ -1,6 +1,7 @@
 """Every command of the README runs, in its order, in one place.
 
-A block of commands starts with ```sh. Only its lengths are cut: training takes few steps, benchmarks few rounds.
+A block of commands starts with ```sh. Only its lengths are cut: training takes few steps, benchmarks few rounds of small
+models.
 """
 
 import os
@@ -17,13 +18,14 @@ from benchmarks import sandbox
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
+SMALL = "--model.layers 1 --model.hidden 64"
 BRIEF = {
     "make train": "TRAIN=--train.steps 12 --evaluate.batches 1",
-    "make bench": "BENCH=--rounds 2 --steps 1 --controllers gloo",
+    "make bench": f"BENCH=--rounds 2 --steps 1 --controllers gloo {SMALL}",
 }
 BETWEEN_HOSTS = {  # added to what the README gives: of two equal options the last counts
-    "make bench-network": "BENCH=--rounds 1 --hosts 2 --rates 200mbit --turn 1 --steps 2",
-    "make bench-loss": "BENCH=--hosts 2 --steps 8 --evaluate.batches 1",
+    "make bench-network": f"BENCH=--rounds 1 --hosts 2 --rates 200mbit --turn 1 --steps 2 --warm-up 1 {SMALL}",
+    "make bench-loss": f"BENCH=--hosts 2 --steps 8 --evaluate.batches 1 {SMALL}",
 }
 ELSEWHERE = ("git clone", "cd ", "make test")  # what got us here
 
@@ -49,7 +51,7 @@ def shortened(command: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_every_command_runs(tmp_path):
     without = tuple(BETWEEN_HOSTS) if sandbox.obstacle() else ()
     here = [line for line in commands() if not line.startswith(ELSEWHERE + without)]
