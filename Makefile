@@ -44,10 +44,10 @@ train: $(READY) $(DATA)/index.json  ## train a small GPT on 1 and on 2 ranks, an
 	@echo "Let the model write: .venv/bin/hvd-llm generate $(RUN)/n2 --prompt 'def read(path):'"
 	@echo "The scaling report is $(RUN)/report/report.html"
 
-test: lint  ## lint, then run every test: two at a time but those between hosts, whose network is measured
+test: lint  ## lint, then run every test, two at a time
 	pytest -n 2 tests/unit tests/parallel
 	pytest -n 2 --dist loadfile tests/end_to_end
-	pytest tests/cluster
+	pytest -n 2 tests/cluster
 
 bench: $(READY) $(DATA)/index.json  ## side by side at 2 ranks: hvd_llm, stock Horovod, torch DDP
 	python -m benchmarks.side_by_side $(BENCH)

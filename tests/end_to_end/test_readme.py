@@ -1,7 +1,7 @@
 """Every command of the README runs, in its order, in one place.
 
-A block of commands starts with ```sh. Only its lengths are cut: training takes few steps, benchmarks few rounds of small
-models.
+A block of commands starts with ```sh. Only its lengths are cut: training takes few steps, benchmarks few rounds of
+small models.
 """
 
 import os
