@@ -51,7 +51,7 @@ def shortened(command: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(1200)
 def test_every_command_runs(tmp_path):
     without = tuple(BETWEEN_HOSTS) if sandbox.obstacle() else ()
     here = [line for line in commands() if not line.startswith(ELSEWHERE + without)]
