@@ -8,12 +8,14 @@ from commands import launcher, run
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # against hanging, on the slowest machine; four ranks take four minutes of two cores
+@pytest.mark.timeout(1200)  # against hanging, on the slowest machine; four ranks take three minutes of two cores
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("controller", ["mpi", "gloo"])
 def test_parallel(controller, ranks):
     command = ["horovodrun", *launcher(2, controller)[1:-1], str(ranks)]
-    done = run(*command, sys.executable, "-m", "pytest", "-q", "-x", "--timeout", "120", "tests/parallel", timeout=1100)
+    # Five minutes a test, against hanging: seen on Linux 6.18 with more ranks than cores, a rank got no time at all for
+    # two minutes, beside MPI's threads that wait by yielding.
+    done = run(*command, sys.executable, "-m", "pytest", "-q", "-x", "--timeout", "300", "tests/parallel", timeout=1100)
     reasons = [line for line in done.stdout.splitlines() if re.search(r">: ?(\x1b\S*)?(E  |FAILED|ERROR)", line)]
     assert done.returncode == 0, "\n".join(reasons) + done.stdout[-2000:] + done.stderr[-2000:]
     passed = re.findall(r"(\d+) passed", done.stdout)

@@ -94,12 +94,17 @@ def test_n_ranks_equal_one(carried, folders, alone, case, dtype, tolerance):
 def test_more_ranks_than_sequences_in_the_last_batch(comm, folders):
     """An epoch's last batch may leave a rank with nothing to do; it still takes part."""
     config = settings(folders, "classify", train={"steps": STEPS, "global_batch": 89})
-    together, alone = (trainer(who, config, torch.float64) for who in (comm, Solo()))
+    together = trainer(comm, config, torch.float64)
     assert together.training.samples % 89 < 4, "the last batch should be smaller than four ranks"
-    for _ in range(together.training.steps_per_epoch + 1):
+    steps = together.training.steps_per_epoch + 1
+    for _ in range(steps):
         together.step()
-        alone.step()
-    assert distance(together.state.model, alone.state.model) < 1e-13
+    together.check_drift()
+    if comm.rank == 0:
+        alone = trainer(Solo(), config, torch.float64)
+        for _ in range(steps):
+            alone.step()
+        assert distance(together.state.model, alone.state.model) < 1e-13
 
 
 def test_a_gradient_that_is_not_finite_skips_the_step_on_all_ranks(comm, folders):
