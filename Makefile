@@ -44,9 +44,11 @@ train: $(READY) $(DATA)/index.json  ## train a small GPT on 1 and on 2 ranks, an
 	@echo "Let the model write: .venv/bin/hvd-llm generate $(RUN)/n2 --prompt 'def read(path):'"
 	@echo "The scaling report is $(RUN)/report/report.html"
 
-test: lint  ## lint, then run every test, two at a time
+# Two tests at a time, but for those that start up to four ranks of their own: ranks that wait take time from others.
+test: lint  ## lint, then run every test
 	pytest -n 2 tests/unit tests/parallel
-	pytest -n 2 --dist loadfile tests/end_to_end
+	pytest tests/end_to_end/test_parallel.py
+	pytest -n 2 --dist loadfile --ignore tests/end_to_end/test_parallel.py tests/end_to_end
 	pytest -n 2 tests/cluster
 
 bench: $(READY) $(DATA)/index.json  ## side by side at 2 ranks: hvd_llm, stock Horovod, torch DDP

@@ -90,7 +90,8 @@ def measure(launch: Launch, warmup: int | None = None) -> Measurement:
     """Read a launch's traces.
 
     Raises:
-        TooFewStepsError: not traced, or fewer than FEWEST_STEPS steps after warm-up.
+        TooFewStepsError: not traced, fewer than FEWEST_STEPS steps after warm-up, or over before ranks that train
+            apart met.
         AnalysisError: a damaged trace, or several ranks among which no exchange was traced.
     """
     traces = launch.traces()
@@ -99,9 +100,10 @@ def measure(launch: Launch, warmup: int | None = None) -> Measurement:
     ranks = [rank_steps(trace) for trace in tqdm(traces, unit="rank", delay=3, leave=False, disable=None)]
     for trace, rank in zip(traces, ranks, strict=True):
         if launch.size > 1 and not rank.exchanges.any():
-            raise AnalysisError(
-                f"{trace.path}: {launch.size} ranks but not one bucket_exchange span, so communication was not traced"
-            )
+            said = f"{trace.path}: {launch.size} ranks but not one bucket_exchange span, so "
+            if launch.run.apart:
+                raise TooFewStepsError(f"{said}it ended before they met")
+            raise AnalysisError(f"{said}communication was not traced")
     common = reduce(np.intersect1d, [rank.step for rank in ranks])
     drop = warmup_steps(len(common), warmup)
     kept = common[drop:]

@@ -76,6 +76,11 @@ class Run:
         """Sequences per optimizer step over all ranks."""
         return self.about["config"]["train"]["global_batch"]
 
+    @property
+    def apart(self) -> bool:
+        """Whether ranks take most steps alone."""
+        return self.about["config"].get("sync", {}).get("every", 1) > 1
+
     def metrics(self) -> pd.DataFrame:
         """Columns step, loss, validation_loss of metrics.csv, by step; after a resume the last value of a step counts.
 

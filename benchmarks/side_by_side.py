@@ -69,7 +69,7 @@ def show(controller: str, table: pd.DataFrame) -> None:
         print(f"{row.contender:16}{row.ms:9.1f}{row.ratio:9.3f}  {spread}   {find(row.contender).prepare.__doc__}")
 
 
-def main() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="gpt-tiny", help="configuration to start from (default: %(default)s)")
     parser.add_argument("--data", default="data/embedded", help="prepared data (default: %(default)s)")
@@ -80,6 +80,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps in a turn (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for the times, ratios and figure (default: runs/bench-TIME)")
     args, args.settings = parser.parse_known_args()
+    return args
+
+
+def main() -> None:
+    args = _arguments()
     out = args.out or record.default_folder()
     names = list(dict.fromkeys(["ours", *args.contenders]))
     settings = {"config": args.config, **SETTINGS, "also": args.settings}

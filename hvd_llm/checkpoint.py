@@ -69,24 +69,37 @@ def save(run: Path, snapshot: Snapshot, assets: Callable[[Path], None], comm: Co
     final = folder(run, snapshot.progress["step"])
     draft = final.with_name(f".writing-{final.name}")
     size = 0
-    with comm.together("write the checkpoint"), _disk_trouble(final):
-        if comm.rank == 0:
+    try:
+        with comm.together("write the checkpoint"), _disk_trouble(final):
+            if comm.rank == 0:
+                _write_shared(draft, snapshot, assets)
+        with comm.together("write every rank's own"), _disk_trouble(final):
+            if snapshot.own:
+                _write_own(_of_rank(draft, comm.rank), snapshot.own)
+        with comm.together("seal the checkpoint"), _disk_trouble(final):
+            if comm.rank == 0:
+                unseen = [rank for rank in range(comm.size) if snapshot.own and not _of_rank(draft, rank).exists()]
+                if unseen:
+                    raise UserError(f"{final.parent} lacks what ranks {unseen} wrote: it must be one folder for all")
+                size = _seal(draft, final, snapshot.progress)
+    except UserError:
+        if comm.rank == 0:  # and not before all ranks have said what is wrong
             shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-            save_file(snapshot.model, draft / "model.safetensors", {"format": "pt"})
-            save_file(snapshot.optimizer, draft / "optimizer.safetensors")
-            assets(draft)
-    with comm.together("write every rank's own"), _disk_trouble(final):
-        if snapshot.own:
-            flat = {f"{name}/{slot}": value for name, slots in snapshot.own.items() for slot, value in slots.items()}
-            save_file({key: value.contiguous() for key, value in flat.items()}, _of_rank(draft, comm.rank))
-    with comm.together("seal the checkpoint"), _disk_trouble(final):
-        if comm.rank == 0:
-            unseen = [rank for rank in range(comm.size) if snapshot.own and not _of_rank(draft, rank).exists()]
-            if unseen:
-                raise UserError(f"{final.parent} lacks what ranks {unseen} wrote: it must be one folder for all")
-            size = _seal(draft, final, snapshot.progress)
+        raise
     return size
+
+
+def _write_shared(draft: Path, snapshot: Snapshot, assets: Callable[[Path], None]) -> None:
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_file(snapshot.model, draft / "model.safetensors", {"format": "pt"})
+    save_file(snapshot.optimizer, draft / "optimizer.safetensors")
+    assets(draft)
+
+
+def _write_own(path: Path, own: Named) -> None:
+    flat = {f"{name}/{slot}": value for name, slots in own.items() for slot, value in slots.items()}
+    save_file({key: value.contiguous() for key, value in flat.items()}, path)
 
 
 def _seal(draft: Path, final: Path, progress: dict[str, Any]) -> int:
@@ -101,10 +114,11 @@ def _seal(draft: Path, final: Path, progress: dict[str, Any]) -> int:
     folders = [path for path in draft.rglob("*") if path.is_dir()]
     for path in [*files, state, *folders, draft]:
         _sync(path)
-    if final.exists():  # the same step again, after resuming from an older one
-        _delete(final)
+    grave = _bury(final) if final.exists() else None  # the same step again, after a resume
     draft.rename(final)
     _sync(final.parent)
+    if grave:
+        shutil.rmtree(grave, ignore_errors=True)
     return sum(path.stat().st_size for path in [*(final / name for name in hashes), final / "state.json"])
 
 
@@ -112,17 +126,17 @@ def retain(run: Path, keep: int, always: set[int]) -> None:
     """Delete all but the newest `keep` checkpoints and those of the steps in `always`."""
     for step in steps(run)[:-keep]:
         if step not in always:
-            _delete(folder(run, step))
+            shutil.rmtree(_bury(folder(run, step)), ignore_errors=True)
     for prefix in (".writing-", ".deleting-"):
         for leftover in (run / "checkpoints").glob(f"{prefix}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _delete(doomed: Path) -> None:
-    """Never leave half a checkpoint under its own name."""
+def _bury(doomed: Path) -> Path:
+    """Rename what is to be deleted, and return its new name: never leave half a checkpoint under its own."""
     grave = doomed.with_name(f".deleting-{doomed.name}")
-    doomed.rename(grave)
-    shutil.rmtree(grave, ignore_errors=True)
+    shutil.rmtree(grave, ignore_errors=True)  # of a run that was killed before it had deleted all
+    return doomed.rename(grave)
 
 
 def set_aside(run: Path, after: int) -> None:
@@ -239,7 +253,6 @@ def _disk_trouble(final: Path):
     try:
         yield
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(final.with_name(f".writing-{final.name}"), ignore_errors=True)
         raise UserError(f"cannot write the checkpoint {final}: {error}") from None
 
 

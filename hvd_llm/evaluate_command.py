@@ -22,6 +22,12 @@ examples:
   horovodrun -np 2 hvd-llm evaluate runs/first --step best --split test"""
 
 
+def _settings(record: dict) -> configuration.Config:
+    """Those in a run's record, but for the compressor: no gradient is sent, and it need not be installed here."""
+    config = configuration.resolve(record["config"])
+    return replace(config, reduce=configuration.Reduce(share_memory=config.reduce.share_memory))
+
+
 def run(args: argparse.Namespace) -> None:
     with lasting():
         import torch
@@ -31,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
         from hvd_llm.evaluate import evaluate
         from hvd_llm.train import batches
 
-    config, comm = start(lambda: configuration.resolve(runfolder.read(args.run)["config"]))
+    config, comm = start(lambda: _settings(runfolder.read(args.run)))
 
     with comm.together("read the checkpoint and the data"):
         path = checkpoint.find(args.run, args.step)

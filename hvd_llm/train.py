@@ -239,6 +239,9 @@ class Trainer:
             return Done(torch.tensor([*mine[:2], 0.0]))
         self._totals.copy_(self._since)
         self._since.zero_()
+        if self.comm.rank == 0:
+            self._totals[:2] += torch.tensor(self.state.progress.round, dtype=torch.float64)
+        self.state.progress.round = [0.0, 0.0]
         return self.comm.sum_async("step.totals", self._totals)
 
     def evaluate(self) -> Score:
@@ -263,8 +266,11 @@ class Trainer:
         """Bring `state` up to date with what is kept or still under way elsewhere."""
         if self.config.sync.every > 1:
             self._totals.copy_(self._since)
-            self._since[2] = 0  # the loss of the round goes on
-            self.state.progress.tokens += int(self.comm.sum("step.totals", self._totals)[2])
+            self._since.zero_()
+            loss, count, read = self.comm.sum("step.totals", self._totals).tolist()
+            progress = self.state.progress
+            progress.round = [progress.round[0] + loss, progress.round[1] + count]  # it goes on
+            progress.tokens += int(read)
         self.update.remember()
 
     def check_drift(self) -> None:

@@ -39,7 +39,8 @@ class ZeroOneAdam(torch.optim.Optimizer):
     def step(self) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
-                self._step(parameter, self.state[parameter], group)
+                if parameter.grad is not None:
+                    self._step(parameter, self.state[parameter], group)
 
     def _step(self, parameter: Tensor, state: dict[str, Tensor], group: dict) -> None:
         gradient, (beta1, beta2) = parameter.grad, group["betas"]

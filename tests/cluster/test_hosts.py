@@ -91,6 +91,21 @@ def test_a_rank_that_fails_ends_all_with_its_exit_code(controller):
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.parametrize("lacking", ["h1", "*"])
+def test_a_host_that_lacks_the_settings_ends_all(data, lacking):
+    """In one sentence; also if the others' settings ask for groups of ranks, which this one cannot know."""
+    began = time.monotonic()
+    train = f'case "$(hostname)" in {lacking}) it=absent.toml;; *) it=gpt-tiny;; esac; exec hvd-llm train $it "$@"'
+    words = ["--data.path", data, "--reduce.compressor", "hierarchical(across=topk)"]
+    command = ["--controller", "gloo", "--ranks-per-host", "2", "--", "sh", "-c", train, "sh", *words]
+    done = run(*HOSTS, *command)
+    assert done.returncode == 2, done.stderr
+    (sentence,) = [line for line in done.stderr.splitlines() if "absent.toml" in line]
+    assert ("rank 2: " in sentence) == (lacking == "h1")
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 60
+
+
 def test_a_mistake_is_a_sentence():
     done = run(*HOSTS, "--rate", "5", "--", "true")
     assert done.returncode == 2

@@ -4,10 +4,12 @@ A block of commands starts with ```sh. Only its lengths are cut: training takes 
 small models.
 """
 
+import importlib
 import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -50,27 +52,59 @@ def shortened(command: str) -> list[str]:
     return words
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_every_command_runs(tmp_path):
-    without = tuple(BETWEEN_HOSTS) if sandbox.obstacle() else ()
-    here = [line for line in commands() if not line.startswith(ELSEWHERE + without)]
-    assert len(here) > 8
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A checkout to run commands in: what they write must not land in the one that is tested."""
     ready = REPOSITORY / ".venv/.ready"
     if not ready.exists() or ready.stat().st_mtime < (REPOSITORY / "setup.cfg").stat().st_mtime:
         pytest.skip("needs an up-to-date environment: make env")  # else make would install it from the test's folder
-    place = tmp_path / "checkout"
+    place = tmp_path_factory.mktemp("readme") / "checkout"
     place.mkdir()
-    for path in REPOSITORY.iterdir():  # what they write must not land in the checkout that is tested
+    for path in REPOSITORY.iterdir():
         if path.name not in ("runs", "data"):
             (place / path.name).symlink_to(path)
+    return place
+
+
+def _run(lines, place):
     environment = ENVIRONMENT | {"PATH": f"{place / '.venv/bin'}:{os.environ['PATH']}"}
-    for line in here:
+    for line in lines:
         began = time.monotonic()
         done = subprocess.run(shortened(line), cwd=place, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         print(f"{time.monotonic() - began:6.1f} s  {line}")  # pytest -rP shows it
     assert (place / "runs").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_command_runs(place):
+    here = [line for line in commands() if not line.startswith(ELSEWHERE + tuple(BETWEEN_HOSTS))]
+    assert len(here) > 8
+    _run(here, place)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(bool(sandbox.obstacle()), reason=f"there can be no hosts here: {sandbox.obstacle()}")
+def test_every_command_between_hosts_runs(place):
+    here = [line for line in commands() if line.startswith(tuple(BETWEEN_HOSTS))]
+    assert len(here) > 1
+    _run(here, place)
+
+
+def test_commands_within_the_text_are_understood(monkeypatch):
+    modules = {"make bench": "side_by_side", "make bench-network": "network", "make bench-loss": "loss"}
+    found = re.findall(r"`((?:python -m benchmarks|make bench\S* BENCH)[^`]*)`", README)
+    assert len(found) > 2
+    for line in (" ".join(each.split()) for each in found):
+        start, _, options = line.partition(" BENCH=")
+        words = shlex.split(line)
+        name, words = (modules[start], shlex.split(shlex.split(options)[0])) if options else (words[2][11:], words[3:])
+        if name == "hosts":
+            continue  # its options end where a command begins
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        assert importlib.import_module(f"benchmarks.{name}")._arguments().settings == [], line
 
 
 def test_the_tree_is_the_tree():

@@ -10,14 +10,17 @@ from hvd_llm.comm.solo import Solo
 
 OVERLAPS = ("none", "backward", "forward")
 STEPS, BAD_STEP = 5, 3
+ZERO_ONE = {"name": "zero_one_adam", "kappa": 2, "lr": 0.01}
 CASES = {
     "causal": ("causal", {}),
+    "passes": ("causal", {"train": {"micro_batch": 1}}),  # of 6 sequences, four ranks have two and one
     "masked": ("masked", {}),
     "classify": ("classify", {}),
     "llama": ("causal", {"model": {"family": "llama"}}),
     "adamw": ("causal", {"optimizer": {"name": "adamw", "lr": 1e-3}}),
     "clipped": ("causal", {"optimizer": {"clip_norm": 0.1, "clip_by": "last"}}),
     "int4": ("causal", {"reduce": {"compressor": "int4"}}),
+    "zero_one": ("causal", {"optimizer": ZERO_ONE, "reduce": {"compressor": "onebit"}}),
     "powersgd": ("causal", {"reduce": {"compressor": "powersgd"}}),
     "checkpointing": ("causal", {"train": {"activation_checkpointing": True}}),
 }

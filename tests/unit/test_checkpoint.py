@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -45,6 +46,24 @@ def test_retention_keeps_the_newest_and_the_best(run):
     (run / "checkpoints/.writing-step-00000009").mkdir()
     checkpoint.retain(run, keep=1, always={1})
     assert checkpoint.steps(run) == [1, 3]
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_a_step_written_again_is_whole_before_the_old_one_is_deleted(run, monkeypatch):
+    """Killed while a large one is being deleted, a run has the new one."""
+    real, seen = shutil.rmtree, []
+
+    def rmtree(path, ignore_errors):
+        if path.exists() and path.name.startswith(".deleting-"):
+            checkpoint.verify(checkpoint.folder(run, 3))
+            seen.append(path)
+        real(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    save(run, 3, value=0.5)
+    assert len(seen) == 1
+    assert checkpoint.load(checkpoint.folder(run, 3), rank=0, size=1).model["weight"].eq(3.5).all()
+    assert checkpoint.steps(run) == [1, 2, 3]
     assert not list((run / "checkpoints").glob(".*"))
 
 

@@ -4,6 +4,7 @@ import filecmp
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -243,16 +244,31 @@ def test_what_does_not_change_a_step_may_differ(tmp_path):
     assert "optimizer.lr" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_no_exchange_among_several_ranks_is_an_error(tmp_path):
-    run = write_run(tmp_path / "run", 2, steps=30)
+def _without_exchange(tmp_path, **settings) -> Path:
+    run = write_run(tmp_path / "run", 2, steps=30, settings=settings)
     alone = write_run(tmp_path / "alone", 1, steps=30)
     for rank in (0, 1):
         data = (alone / "trace/launch-0/rank-00000.trace").read_bytes()
         header = json.loads(data[:4096]) | {"rank": rank, "size": 2}
         path = run / f"trace/launch-0/rank-{rank:05d}.trace"
         path.write_bytes(json.dumps(header).encode().ljust(4095) + b"\n" + data[4096:])
+    return run
+
+
+def test_no_exchange_among_several_ranks_is_an_error(tmp_path):
     with pytest.raises(AnalysisError, match="not one bucket_exchange"):
-        measure_runs(find_runs([run]))
+        measure_runs(find_runs([_without_exchange(tmp_path)]))
+
+
+def test_a_launch_that_ended_before_its_ranks_met_is_left_out(tmp_path):
+    run = _without_exchange(tmp_path, **{"sync.every": 64})
+    later = write_run(tmp_path / "later", 2, steps=30)
+    (later / "trace/launch-0").rename(run / "trace/launch-1")
+    about = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(about | {"launches": about["launches"] * 2}))
+    (measurement,), (reason,) = measure_runs(find_runs([run]))
+    assert measurement.launch.number == 1
+    assert "before they met" in reason
 
 
 @pytest.mark.parametrize(("count", "expected"), [(10, 3), (30, 3), (31, 4), (150, 15), (1000, 20)])
