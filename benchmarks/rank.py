@@ -20,6 +20,10 @@ with lasting():
     from hvd_llm.train_command import overrides
 
 
+# A rank that is stopped while others have their turns must not look dead: Gloo gives it half a minute.
+PATIENT = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "86400", "HOROVOD_STALL_CHECK_DISABLE": "1"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("contender", type=contenders.find)
@@ -28,7 +32,7 @@ def main() -> None:
     args, changes = parser.parse_known_args()
     config = configuration.load(args.config, overrides(changes) | args.contender.changes)
     contenders.settle(config)
-    os.environ |= args.contender.environment
+    os.environ |= args.contender.environment | PATIENT
     comm = connect(config, groups=any(one.groups for one in registry.candidates(config.reduce.compressor)))
     step = args.contender.prepare(config, comm)
     for block in itertools.count():
