@@ -48,7 +48,7 @@ train: $(READY) $(DATA)/index.json  ## train a small GPT on 1 and on 2 ranks, an
 test: lint  ## lint, then run every test
 	pytest -n 2 tests/unit tests/parallel
 	pytest tests/end_to_end/test_parallel.py
-	pytest -n 2 --dist loadfile --ignore tests/end_to_end/test_parallel.py tests/end_to_end
+	pytest -n 2 --dist loadfile --ignore=tests/end_to_end/test_parallel.py tests/end_to_end
 	pytest -n 2 tests/cluster
 
 bench: $(READY) $(DATA)/index.json  ## side by side at 2 ranks: hvd_llm, stock Horovod, torch DDP
