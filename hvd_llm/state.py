@@ -30,7 +30,7 @@ class Progress:
     evaluations_since_best: int = 0
     bucket_order: list[str] = field(default_factory=list)
     choice: dict = field(default_factory=dict)  # of reduce.compressor = auto
-    round: list[float] = field(default_factory=lambda: [0.0, 0.0])  # its loss and targets before this, of ranks apart
+    round_so_far: list[float] = field(default_factory=lambda: [0.0, 0.0])  # loss and targets, of ranks that are apart
     under_way: list = field(default_factory=list)  # of gradients that are taken up late: `factor`, `exact` and `lr`
     norm: float | None = None  # of the gradient that was last applied, before clipping
     loss_scale: float = 1.0

@@ -240,8 +240,8 @@ class Trainer:
         self._totals.copy_(self._since)
         self._since.zero_()
         if self.comm.rank == 0:
-            self._totals[:2] += torch.tensor(self.state.progress.round, dtype=torch.float64)
-        self.state.progress.round = [0.0, 0.0]
+            self._totals[:2] += torch.tensor(self.state.progress.round_so_far, dtype=torch.float64)
+        self.state.progress.round_so_far = [0.0, 0.0]
         return self.comm.sum_async("step.totals", self._totals)
 
     def evaluate(self) -> Score:
@@ -269,7 +269,7 @@ class Trainer:
             self._since.zero_()
             loss, count, read = self.comm.sum("step.totals", self._totals).tolist()
             progress = self.state.progress
-            progress.round = [progress.round[0] + loss, progress.round[1] + count]  # it goes on
+            progress.round_so_far = [progress.round_so_far[0] + loss, progress.round_so_far[1] + count]  # it goes on
             progress.tokens += int(read)
         self.update.remember()
 

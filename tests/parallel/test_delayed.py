@@ -70,7 +70,7 @@ def _equal(first, second):
     torch.testing.assert_close(first.state.parameters, second.state.parameters, **EXACTLY)
 
 
-@pytest.mark.parametrize("case", ["causal", "passes", "adamw", "classify", "clipped", "clipped by this", "to zero"])
+@pytest.mark.parametrize("case", ["causal", "adamw", "classify", "clipped", "clipped by this", "to zero"])
 def test_ranks_do_what_simulated_ranks_do(comm, folders, case):
     """Up to the end, where no rank is ahead any more."""
     delayed, seen = trainer(comm, _settings(folders, case), torch.float64), []

@@ -13,7 +13,6 @@ STEPS, BAD_STEP = 5, 3
 ZERO_ONE = {"name": "zero_one_adam", "kappa": 2, "lr": 0.01}
 CASES = {
     "causal": ("causal", {}),
-    "passes": ("causal", {"train": {"micro_batch": 1}}),  # of 6 sequences, four ranks have two and one
     "masked": ("masked", {}),
     "classify": ("classify", {}),
     "llama": ("causal", {"model": {"family": "llama"}}),

@@ -42,7 +42,6 @@ def carried(comm, request, monkeypatch):
     return comm
 
 
-PASSES = {"micro_batch": 1}  # of 6 sequences, four ranks have two and one
 CASES = {
     "causal": ("causal", {}),
     "masked": ("masked", {}),
@@ -71,7 +70,7 @@ def test_n_ranks_equal_one(carried, folders, alone, case, dtype, tolerance):
         pytest.skip("as precise as gpt2, from which it differs here by its embeddings being sent by rows")
     sends, tied = carried.size > 1 and not carried.shares_memory, case in ("causal", "masked")
     task, model = CASES[case]
-    together = trainer(carried, settings(folders, task, model=model, train=PASSES), dtype)
+    together = trainer(carried, settings(folders, task, model=model), dtype)
     assert len(together.reducer.buckets) > 3
     names = [name for bucket in together.reducer.buckets for name in bucket.views]
     assert any(name.endswith(".lookup") for name in names) == (sends and tied)
@@ -94,7 +93,7 @@ def test_n_ranks_equal_one(carried, folders, alone, case, dtype, tolerance):
 
 def test_more_ranks_than_sequences_in_the_last_batch(comm, folders):
     """An epoch's last batch may leave a rank with nothing to do; it still takes part."""
-    config = settings(folders, "classify", train=PASSES | {"global_batch": 89})
+    config = settings(folders, "classify", train={"global_batch": 89})
     together = trainer(comm, config, torch.float64)
     assert together.training.samples % 89 < 4, "the last batch should be smaller than four ranks"
     steps = together.training.steps_per_epoch + 1
@@ -109,7 +108,7 @@ def test_more_ranks_than_sequences_in_the_last_batch(comm, folders):
 
 
 def test_a_gradient_that_is_not_finite_skips_the_step_on_all_ranks(comm, folders):
-    config = settings(folders, "causal", train=PASSES)
+    config = settings(folders, "causal")
     together = trainer(comm, config)
     together.step()
     before = {name: p.clone() for name, p in together.state.parameters.items()}

@@ -32,7 +32,7 @@ def settings(folders, task: str, **changes):
     tree = {
         "data": {"path": str(folders / task), "task": task, "sequence_length": 16},
         "model": {"family": FAMILY[task], "layers": 2, "hidden": 32, "heads": 2},
-        "train": {"steps": STEPS, "global_batch": 6, "micro_batch": 2, "label_smoothing": 0.1},
+        "train": {"steps": STEPS, "global_batch": 6, "micro_batch": 1, "label_smoothing": 0.1},
         "optimizer": {"name": "sgd", "lr": 0.1, "clip_norm": 0.5},
         "reduce": {"bucket_mb": 0.01},
     }
