@@ -44,7 +44,7 @@ train: $(READY) $(DATA)/index.json  ## train a small GPT on 1 and on 2 ranks, an
 	@echo "Let the model write: .venv/bin/hvd-llm generate $(RUN)/n2 --prompt 'def read(path):'"
 	@echo "The scaling report is $(RUN)/report/report.html"
 
-# Two tests at a time, but for those that start up to four ranks of their own: ranks that wait take time from others.
+# Two tests at a time, but for those that start two to four ranks of their own: ranks that wait take time from others.
 test: lint  ## lint, then run every test
 	pytest -n 2 tests/unit tests/parallel
 	pytest tests/end_to_end/test_parallel.py

@@ -22,11 +22,15 @@ from hvd_llm.errors import UserError
 from hvd_llm.horovod_plan import Plan
 
 # nvcc compiles for the GPU by its own standard and passes it to the compiler it calls. Horovod's build asks for
-# debugging symbols: writing them is a quarter of the time.
+# debugging symbols: writing them is a quarter of the time. Gloo's event loop is compiled with more patience.
 _WRAPPER = """#!/bin/sh
-case "$*" in *__CUDACC__*) exec "{compiler}" "$@" ;; esac
+case "$*" in
+  *__CUDACC__*) exec "{compiler}" "$@" ;;
+  *gloo/transport/tcp/loop.cc*) set -- "$@" -include "{patience}" ;;
+esac
 exec "{compiler}" "$@" -std=gnu++{standard} -g0
 """
+_PATIENCE = Path(__file__).with_name("gloo_patience.h")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +107,8 @@ def build(plan: Plan) -> None:
     log = Path(name)
     with tempfile.TemporaryDirectory(prefix="hvd-llm-cxx-") as folder, open(handle, "w", encoding="utf-8") as output:
         wrapper = Path(folder) / "g++"
-        wrapper.write_text(_WRAPPER.format(compiler=plan.compiler, standard=plan.standard), encoding="utf-8")
+        text = _WRAPPER.format(compiler=plan.compiler, standard=plan.standard, patience=_PATIENCE)
+        wrapper.write_text(text, encoding="utf-8")
         wrapper.chmod(0o755)
         if plan.nccl:
             _linkable(plan.nccl_library)

@@ -300,7 +300,12 @@ class Trainer:
 
     def _seed(self, step: int) -> None:
         """Make dropout a pure function of (seed, step, rank)."""
-        torch.manual_seed(((self.config.run.seed * 1_000_003 + step) * 65_537 + self.comm.rank) % 2**63)
+        seed = ((self.config.run.seed * 1_000_003 + step) * 65_537 + self.comm.rank) % 2**63
+        # torch.manual_seed would also write down, with the stack it was called from, a seed for the case that a GPU is
+        # ever used: a third of a millisecond in each step.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _autocast(self):
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.train.precision]
