@@ -22,15 +22,17 @@ from hvd_llm.errors import UserError
 from hvd_llm.horovod_plan import Plan
 
 # nvcc compiles for the GPU by its own standard and passes it to the compiler it calls. Horovod's build asks for
-# debugging symbols: writing them is a quarter of the time. Gloo's event loop is compiled with more patience.
+# debugging symbols: writing them is a quarter of the time. Where ranks wait, they are compiled to do so with
+# more patience.
 _WRAPPER = """#!/bin/sh
 case "$*" in
   *__CUDACC__*) exec "{compiler}" "$@" ;;
-  *gloo/transport/tcp/loop.cc*) set -- "$@" -include "{patience}" ;;
+  *gloo/transport/tcp/loop.cc*) set -- "$@" -include "{patience}/gloo.h" ;;
+  *mpi/mpi_controller.cc*) set -- "$@" -include "{patience}/mpi.h" ;;
 esac
 exec "{compiler}" "$@" -std=gnu++{standard} -g0
 """
-_PATIENCE = Path(__file__).with_name("gloo_patience.h")
+_PATIENCE = Path(__file__).with_name("patience")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hvd_llm import device, folders, mesh, models, optimizer, provenance, routing, runfolder, update
-from hvd_llm.comm import Comm, Handle
+from hvd_llm.comm import Comm
 from hvd_llm.comm.clock import clock_offset
-from hvd_llm.comm.solo import Done
 from hvd_llm.compress import registry
 from hvd_llm.config import Config
 from hvd_llm.data import Batches, Dataset, open_dataset, targets, tokens
@@ -28,6 +27,7 @@ from hvd_llm.metrics import Metrics, Silence
 from hvd_llm.reduce.pricing import rehearse
 from hvd_llm.reduce.sender import Route
 from hvd_llm.state import State
+from hvd_llm.totals import Totals
 from hvd_llm.trace import NoTrace, Trace, now
 
 
@@ -163,8 +163,7 @@ class Trainer:
         # of a causal model has just so many.
         per_sequence = 1 if config.data.task == "classify" else config.data.sequence_length - 1
         self.nominal = training.global_batch * per_sequence
-        self._totals = comm.allocate(3, torch.float64, torch.device("cpu"))
-        self._since = torch.zeros(3, dtype=torch.float64)  # loss, targets, tokens that have not been summed yet
+        self.totals = Totals(comm, state.progress, config.sync, steps)
         self._hashes = comm.allocate(comm.size, torch.int64, torch.device("cpu"))
         if config.train.activation_checkpointing:
             models.enable_activation_checkpointing(state.model)
@@ -194,19 +193,19 @@ class Trainer:
         with trace.span("input"):
             mine = self.training.micro_batches(progress.step, comm.rank, comm.size, config.train.micro_batch)
             counts = sum(map(targets, mine)), sum(map(tokens, mine))
-        loss_total, totals = torch.zeros((), device=self.device), None
+        loss_total, sums = torch.zeros((), device=self.device), None
         for index, batch in enumerate(mine):
             with trace.span("forward", index):
                 loss = self._loss(batch)
                 loss_total += loss.detach()
             if index == len(mine) - 1:
-                totals = self._share(alone, loss_total, *counts)
+                sums = self.totals.share(alone, loss_total, *counts)
                 self.reducer.last_pass()
             with trace.span("backward", index):
                 (loss * (self.state.loss_scale.value / self.nominal)).backward()
-        totals = totals or self._share(alone, loss_total, *counts)  # where no sequence of this batch is ours
+        sums = sums or self.totals.share(alone, loss_total, *counts)  # where no sequence of this batch is ours
         self.reducer.finish()
-        loss_sum, all_targets, all_tokens = self.reducer.wait(totals).tolist()
+        loss_sum, all_targets, all_tokens = self.reducer.wait(sums).tolist()
 
         row = self.update.take(self.nominal / max(1.0, counts[0] if alone else all_targets), exact, lr)
         progress.step += 1
@@ -223,26 +222,6 @@ class Trainer:
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         with self._autocast():
             return models.loss_sum(self.state.model, batch, self.config.train.label_smoothing)[0]
-
-    def _share(self, alone: bool, loss: Tensor, *counts: int) -> Handle:
-        """Start summing the loss, the number of targets and of tokens over all ranks.
-
-        Ranks that train apart do so once in a round, for all its steps; until then each goes by its own.
-        """
-        mine = torch.tensor([float(loss), *counts], dtype=torch.float64)
-        if not alone:
-            self._totals.copy_(mine)
-            return self.comm.sum_async("step.totals", self._totals)
-        self._since += mine
-        done = self.state.progress.step + 1
-        if (done - self.config.sync.after) % self.config.sync.every and done != self.steps:
-            return Done(torch.tensor([*mine[:2], 0.0]))
-        self._totals.copy_(self._since)
-        self._since.zero_()
-        if self.comm.rank == 0:
-            self._totals[:2] += torch.tensor(self.state.progress.round_so_far, dtype=torch.float64)
-        self.state.progress.round_so_far = [0.0, 0.0]
-        return self.comm.sum_async("step.totals", self._totals)
 
     def evaluate(self) -> Score:
         """Score the validation split."""
@@ -264,13 +243,7 @@ class Trainer:
 
     def remember(self) -> None:
         """Bring `state` up to date with what is kept or still under way elsewhere."""
-        if self.config.sync.every > 1:
-            self._totals.copy_(self._since)
-            self._since.zero_()
-            loss, count, read = self.comm.sum("step.totals", self._totals).tolist()
-            progress = self.state.progress
-            progress.round_so_far = [progress.round_so_far[0] + loss, progress.round_so_far[1] + count]  # it goes on
-            progress.tokens += int(read)
+        self.totals.remember()
         self.update.remember()
 
     def check_drift(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import hvd_llm
 
-HEADER = Path(hvd_llm.__file__).with_name("gloo_patience.h")
+HEADER = Path(hvd_llm.__file__).with_name("patience") / "gloo.h"
 PROGRAM = """
 #include <cstdio>
 #include <sys/resource.h>

@@ -259,10 +259,11 @@ def test_a_failed_build_keeps_and_names_its_log(machine, monkeypatch):
 def test_the_wrapper_has_the_last_word_except_for_nvcc(tmp_path):
     real = fake_command(tmp_path, "real", 'echo "$@"')
     wrapper = tmp_path / "g++"
-    wrapper.write_text(install_horovod._WRAPPER.format(compiler=real, standard=20, patience="patience.h"))
+    wrapper.write_text(install_horovod._WRAPPER.format(compiler=real, standard=20, patience="folder"))
     for words, said in [
         ("-std=c++14 -c a.cc", "-std=c++14 -c a.cc -std=gnu++20 -g0"),
-        ("-c gloo/transport/tcp/loop.cc", "-c gloo/transport/tcp/loop.cc -include patience.h -std=gnu++20 -g0"),
+        ("-c gloo/transport/tcp/loop.cc", "-c gloo/transport/tcp/loop.cc -include folder/gloo.h -std=gnu++20 -g0"),
+        ("-c mpi/mpi_controller.cc", "-c mpi/mpi_controller.cc -include folder/mpi.h -std=gnu++20 -g0"),
         ("-D__CUDACC__ b.cu",) * 2,
     ]:
         done = subprocess.run(["sh", wrapper, *words.split()], capture_output=True, text=True, check=True)
