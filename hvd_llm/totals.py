@@ -19,7 +19,7 @@ class Totals:
         self._since = torch.zeros(3, dtype=torch.float64)  # what has not been summed yet
 
     def share(self, alone: bool, loss: Tensor, targets: int, tokens: int) -> Handle:
-        """Start summing what this rank has of a step; `wait` gives (loss, targets, tokens) in float64.
+        """Start summing what this rank has of a step; `wait` gives (loss, targets, tokens).
 
         Of a step that is not a round's last one, they are this rank's own, and no tokens.
         """

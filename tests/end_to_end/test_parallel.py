@@ -1,4 +1,4 @@
-"""tests/parallel at 2 to 4 ranks, under both controllers of Horovod; one rank leaves other tests a core: see there."""
+"""tests/parallel at 2 to 4 ranks, under both controllers of Horovod; test_one_rank.py leaves other tests a core."""
 
 import pytest
 from ranks import suite

@@ -27,7 +27,6 @@ def _settings(folders, case, steps=STEPS, **reduce):
         "optimizer": {"clip_norm": 0} | changes.get("optimizer", {}),
         "reduce": changes.get("reduce", {}) | {"delay": 1} | reduce,
         "train": changes.get("train", {}) | {"steps": steps},
-        "evaluate": {"batches": 4},
     }
     return settings(folders, task, **changes | ours)
 
