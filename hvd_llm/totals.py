@@ -13,7 +13,12 @@ class Totals:
     """Sums over all ranks. While ranks train apart, one for all steps of a round; until then each goes by its own."""
 
     def __init__(self, comm: Comm, progress: Progress, sync: Sync, steps: int):
-        """Collective. `steps`: those of the whole run, whose last one ends a round."""
+        """Collective.
+
+        Args:
+            progress: where the run is (a resumed one's has been restored); holds a round's sums so far from now on.
+            steps: those of the whole run, whose last one ends a round.
+        """
         self._comm, self._progress, self._sync, self._steps = comm, progress, sync, steps
         self._sum = comm.allocate(3, torch.float64, torch.device("cpu"))
         self._since = torch.zeros(3, dtype=torch.float64)  # what has not been summed yet

@@ -1,4 +1,4 @@
-"""What Horovod says of itself and how fast two ranks add: run in processes of its own by hvd_llm.selftest.
+"""What Horovod says of itself and how fast two ranks add: run in processes of its own by horovod_build/selftest.py.
 
     python -m hvd_llm.comm.probe --out FILE                 how Horovod was built
     horovodrun -np 2 python -m hvd_llm.comm.probe --allreduce --out FILE
@@ -26,6 +26,7 @@ def built() -> dict:
     """Version, controllers and operations of the installed Horovod, and the torch it was compiled against."""
     import horovod
     import horovod.torch as hvd
+    from horovod.torch import mpi_lib_v2
 
     metadata = json.loads((Path(horovod.__file__).parent / "metadata.json").read_text(encoding="utf-8"))
     kinds = {"mpi": hvd.mpi_built(), "gloo": hvd.gloo_built(), "nccl": hvd.nccl_built()}
@@ -35,6 +36,7 @@ def built() -> dict:
         "controllers": [name for name in ("mpi", "gloo") if kinds[name]],
         "operations": [name for name, there in kinds.items() if there],
         "cuda": bool(hvd.cuda_built()),
+        "library": mpi_lib_v2.__file__,
     }
 
 

@@ -1,6 +1,5 @@
 """`hvd-llm doctor` on this machine, as it is and with Horovod taken away."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -52,6 +51,7 @@ def test_both_controllers_work_and_are_measured():
         assert 0.001 < found[name]["measured"]["bandwidth_gb_s"] < 1000
         assert 0.001 < found[name]["measured"]["shared_gb_s"] < 1000
     assert found["controllers"]["value"] == "mpi, gloo"
+    assert found["ranks wait"]["value"] == "by sleeping", "it is an older build; run: hvd-llm install-horovod"
 
 
 @pytest.mark.timeout(300)
@@ -83,10 +83,3 @@ def test_a_launcher_that_hangs_is_given_up(tmp_path):
     assert found["mpi, 2 ranks"]["value"] == "no answer in 5 s"
     assert found["mpi, 2 ranks"]["mend"]
     assert found["horovodrun --mpi"]["mark"] == "!"
-
-
-def test_the_installed_horovod_was_built_to_wait_with_patience():
-    """Nothing but patience/mpi.h brings nonblocking collectives into it."""
-    folder = Path(importlib.util.find_spec("horovod").origin).parent
-    (library,) = folder.glob("torch/mpi_lib_v2*.so")
-    assert b"MPI_Iallgather" in library.read_bytes(), "it is an older build; run: hvd-llm install-horovod --force"

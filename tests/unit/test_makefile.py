@@ -22,7 +22,7 @@ def dry_run(*words: str) -> str:
 
 def test_train_makes_the_environment_the_corpus_two_runs_and_the_report():
     lines = dry_run("train").splitlines()
-    wanted = ["-m venv", "constraints.txt", "install_horovod", "prepare embedded", "-np 1", "-np 2", "analysis report"]
+    wanted = ["-m venv", "constraints.txt", "install-horovod", "prepare embedded", "-np 1", "-np 2", "analysis report"]
     places = [next(i for i, line in enumerate(lines) if words in line) for words in wanted]
     assert places == sorted(places)
     assert "report.html" in lines[-1]

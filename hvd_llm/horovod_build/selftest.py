@@ -37,6 +37,8 @@ class Built:
     controllers: list[str]
     operations: list[str]
     cuda: bool
+    library: str
+    """Path of the library that torch loads."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,6 @@
-"""Build Horovod for the installed torch, and prove that it works.
-
-Horovod's last release asks for C++14, which no torch since 2.1 compiles with, and `pip install` alone fails or
-leaves torch out. Here the compiler is wrapped so that torch's own standard is the last word.
-"""
+"""The command that builds Horovod for the installed torch, and proves that it works."""
 
 import argparse
-import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -17,22 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from hvd_llm import horovod_plan, selftest
 from hvd_llm.errors import UserError
-from hvd_llm.horovod_plan import Plan
-
-# nvcc compiles for the GPU by its own standard and passes it to the compiler it calls. Horovod's build asks for
-# debugging symbols: writing them is a quarter of the time. Where ranks wait, they are compiled to do so with
-# more patience.
-_WRAPPER = """#!/bin/sh
-case "$*" in
-  *__CUDACC__*) exec "{compiler}" "$@" ;;
-  *gloo/transport/tcp/loop.cc*) set -- "$@" -include "{patience}/gloo.h" ;;
-  *mpi/mpi_controller.cc*) set -- "$@" -include "{patience}/mpi.h" ;;
-esac
-exec "{compiler}" "$@" -std=gnu++{standard} -g0
-"""
-_PATIENCE = Path(__file__).with_name("patience")
+from hvd_llm.horovod_build import compiler, planning, selftest
+from hvd_llm.horovod_build.planning import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,15 +28,15 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: something is missing, the build failed, or what was built does not work.
     """
-    machine = horovod_plan.look(os.environ)
-    plan = horovod_plan.decide(machine)
+    machine = planning.look(os.environ)
+    plan = planning.decide(machine)
     trouble = "--force was given"
     # A working Horovod needs no compiler; but one beside two MPIs is looked at when the wheel's is gone.
     if not args.force and not args.dry_run and not plan.drop_wheel_mpi and not (trouble := whats_wrong(plan)):
         print("The installed Horovod is as it would be built here, and works: nothing to build.")
         return
-    horovod_plan.require(machine)
-    print(f"Horovod {horovod_plan.VERSION} for this machine:", flush=True)
+    planning.require(machine)
+    print(f"Horovod {planning.VERSION} for this machine:", flush=True)
     for reason in plan.reasons:
         print(f"  {reason}", flush=True)
     if args.dry_run:
@@ -80,13 +62,15 @@ def whats_wrong(plan: Plan) -> str | None:
         return "Horovod is not installed"
     try:
         built = selftest.built()
-        if built.version != horovod_plan.VERSION:
+        if built.version != planning.VERSION:
             return f"version {built.version} is installed"
         if built.torch != plan.torch:
             return f"the installed one was compiled against torch {built.torch}, not {plan.torch}"
         lacking = {*selftest.CONTROLLERS, *(["nccl"] if plan.nccl else [])} - {*built.operations}
         if lacking:
             return f"the installed one lacks {', '.join(sorted(lacking))}"
+        if impatient := compiler.impatient(Path(built.library)):
+            return f"its ranks wait by asking again at once: {', '.join(impatient)} was compiled by another recipe"
         for controller in selftest.CONTROLLERS:
             done = selftest.allreduce(controller)
             print(
@@ -109,14 +93,12 @@ def build(plan: Plan) -> None:
     log = Path(name)
     with tempfile.TemporaryDirectory(prefix="hvd-llm-cxx-") as folder, open(handle, "w", encoding="utf-8") as output:
         wrapper = Path(folder) / "g++"
-        text = _WRAPPER.format(compiler=plan.compiler, standard=plan.standard, patience=_PATIENCE)
-        wrapper.write_text(text, encoding="utf-8")
-        wrapper.chmod(0o755)
+        compiler.write(wrapper, plan.compiler, plan.standard)
         if plan.nccl:
             _linkable(plan.nccl_library)
         command = [sys.executable, "-m", "pip", "install", "--verbose", "--no-deps", "--no-build-isolation"]
         # A cached or prebuilt wheel was compiled for another torch or MPI.
-        command += ["--no-cache-dir", "--no-binary", "horovod", "--force-reinstall", f"horovod=={horovod_plan.VERSION}"]
+        command += ["--no-cache-dir", "--no-binary", "horovod", "--force-reinstall", f"horovod=={planning.VERSION}"]
         path = os.pathsep.join([str(plan.mpi), str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)])
         environment = os.environ | plan.environment | {"CXX": str(wrapper), "PATH": path}
         process = subprocess.Popen(
@@ -176,14 +158,3 @@ def _pip(*arguments: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"`pip {' '.join(arguments)}` failed: {selftest.reason(done.stdout + done.stderr)}")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m hvd_llm.install_horovod", description=__doc__)
-    add_arguments(parser)
-    try:
-        run(parser.parse_args())
-    except UserError as error:
-        with contextlib.suppress(BrokenPipeError):
-            print(f"hvd-llm: {error}", file=sys.stderr)
-        sys.exit(2)
