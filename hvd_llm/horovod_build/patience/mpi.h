@@ -2,8 +2,8 @@
 //
 // Ranks that negotiate wait for the last one to wake up. Open MPI waits by asking again at once, or by yielding in
 // between: four ranks on two cores did so 200,000 times a second, and a fifth of that is left (in data operations,
-// which are not changed). A rank with a core to itself hardly ever sleeps: small messages take less than the while, and
-// at worst a wait takes twice as long and what the kernel adds to a sleep.
+// which are not changed). Where each rank has a core and the network is fast, small messages take less than the while, and
+// hardly any rank sleeps; at worst a wait is longer by one sleep.
 #pragma once
 
 #define OMPI_SKIP_MPICXX  // as in Horovod, whose own line comes too late when mpi.h is read here
@@ -23,7 +23,7 @@ static inline int patient_wait(int status, MPI_Request* request) {
   for (int done = 0; status == MPI_SUCCESS;) {
     status = MPI_Test(request, &done, MPI_STATUS_IGNORE);
     if (done) break;
-    if (patient_now_ns() - start_ns > 100000) {
+    if (patient_now_ns() - start_ns > 30000) {
       const struct timespec moment = {0, 1000};  // and what the kernel adds to it, some 50 microseconds
       nanosleep(&moment, nullptr);
     }
