@@ -23,6 +23,10 @@ class Score:
     def value(self) -> float:
         return self.measures[self.name]
 
+    def readable(self, name: str) -> str:
+        """A measure to four places, but for a perplexity that has left all bounds."""
+        return f"{self.measures[name]:.4f}" if self.measures[name] < 1e6 else f"{self.measures[name]:.3g}"
+
     @property
     def goodness(self) -> float:
         """Higher is better: what early stopping and `best` compare."""

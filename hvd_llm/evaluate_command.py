@@ -56,5 +56,5 @@ def run(args: argparse.Namespace) -> None:
     count = int(comm.sum("evaluate.count", torch.tensor(count)))
     if comm.rank == 0:
         print(f"{args.split}: all {split.samples:,} sequences, {count:,} targets; checkpoint {path.name}")
-        print(f"loss {score.loss:.4f}", *(f"{name} {value:.4f}" for name, value in score.measures.items()), sep="\n")
+        print(f"loss {score.loss:.4f}", *(f"{name} {score.readable(name)}" for name in score.measures), sep="\n")
     comm.close()

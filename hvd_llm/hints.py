@@ -7,14 +7,16 @@ from hvd_llm.comm import Comm
 from hvd_llm.config import Config
 
 
-def hints(config: Config, comm: Comm, threads: int, sharing: int, validation: int) -> Iterator[str]:
+def hints(config: Config, comm: Comm, threads: int, sharing: int, training: int, validation: int) -> Iterator[str]:
     """A sentence for each.
 
     Args:
         threads: CPU threads of this rank.
         sharing: ranks that may use this rank's cores.
-        validation: sequences of the validation split.
+        training, validation: sequences of these splits.
     """
+    if config.train.global_batch > training:
+        yield f"train.global_batch is {config.train.global_batch}, but there are {training} sequences: a step takes all"
     scored = config.evaluate.batches * config.train.global_batch
     if 0 < scored < validation:
         yield f"scores while training are of {scored} of {validation} validation sequences (evaluate.batches, 0: all)"

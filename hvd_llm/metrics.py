@@ -133,7 +133,7 @@ class Metrics:
 
     def evaluation(self, step: int, score: Score) -> None:
         self._write(step, {"score_name": score.name, "score": score.value, "validation_loss": score.loss})
-        self.say(f"step {step}: validation loss {score.loss:.4f}, {score.name} {score.value:.4f}")
+        self.say(f"step {step}: validation loss {score.loss:.4f}, {score.name} {score.readable(score.name)}")
 
     def resume_clock(self) -> None:
         """Start a new interval: what happened since the last one (evaluation, checkpoint) is not training."""

@@ -79,14 +79,14 @@ def versions() -> dict[str, str]:
 
 
 def git() -> dict[str, Any] | None:
-    """The commit of the code that runs, if it runs from a checkout."""
+    """The commit of the code that runs, if it runs from a checkout; what else lies in there does not matter."""
 
     def ask(*words: str) -> str:
         here = Path(__file__).parent
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "."))}
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -183,6 +183,8 @@ def _check_new(run: Path) -> None:
     """Raise UserError if `run` holds a run already or cannot be written."""
     if (run / "run.json").exists():
         raise UserError(f"run.dir {str(run)!r} already holds a run; add --resume auto or choose another --run.dir")
+    if (run / "index.json").exists():
+        raise UserError(f"run.dir {str(run)!r} holds prepared data; choose another --run.dir")
     try:
         make_writable(run)
     except OSError as error:

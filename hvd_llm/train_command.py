@@ -15,7 +15,7 @@ _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO
 _OUT_OF_MEMORY = re.compile("not enough memory|can't allocate memory|out of memory")
 
 # What people type most, without its section.
-_SHORT = {"--resume": "run.resume", "--out": "run.dir", "--seed": "run.seed"}
+_SHORT = {"--resume": "run.resume", "--out": "run.dir", "--seed": "run.seed", "--data": "data.path"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +27,8 @@ examples:
   hvd-llm train gpt-tiny
   horovodrun -np 2 hvd-llm train gpt-tiny --train.steps 200 --out runs/first
   horovodrun -np 2 hvd-llm train gpt-tiny --out runs/first --resume auto
+
+short: {", ".join(f"{short} for --{name}" for short, name in _SHORT.items())}
 
 settings, their defaults and meaning (a TOML file has one table for each section):
 {configuration.help_text()}"""

@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> None:
     if args.verify:
         return _verify(args.verify)
     if not args.out or "://" in args.out:
-        raise UserError(f"--out is {args.out!r}; it must be a local folder to write to")
+        raise UserError(f"--out {args.out or 'is missing; it'} must be a local folder to write to")
     from hvd_llm.data.plan import Settings, finished, make_plan
 
     began, out = time.monotonic(), Path(args.out)
@@ -156,11 +156,14 @@ def run(args: argparse.Namespace) -> None:
     settings = Settings(near_duplicates=near, **{name: getattr(args, name) for name in names + columns})
     given = {"train": args.source, "validation": args.validation_source, "test": args.test_source}
     plan = make_plan({split: names for split, names in given.items() if names or split == "train"}, settings)
+    damage = None
     replace = args.force and (out / "index.json").exists()
-    if not replace and finished(plan, out):
+    if not replace and finished(plan, out) and not (damage := _damage(out)):
         shutil.rmtree(out / ".work", ignore_errors=True)  # left if it was killed at the very end
         print(f"{out} is already prepared from these sources with these settings; nothing to do")
         return None
+    if damage:
+        print(f"{damage}: doing so")
     from hvd_llm.data.prepare import prepare
 
     try:
@@ -170,6 +173,17 @@ def run(args: argparse.Namespace) -> None:
             raise
         raise UserError(f"cannot write to --out {out}: {error.strerror}") from None
     _report(out, index, time.monotonic() - began)
+    return None
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with the files of a prepared folder at first sight: one is missing, or of another size."""
+    from hvd_llm.data.shards import open_dataset
+
+    try:
+        open_dataset(folder)
+    except UserError as error:
+        return str(error)
     return None
 
 

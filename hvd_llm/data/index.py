@@ -89,7 +89,7 @@ def read(folder: Path) -> Index:
         text = path.read_bytes()
     except OSError:
         raise UserError(
-            f"{folder} is not a prepared folder: it has no readable index.json; run `hvd-llm prepare`"
+            f"{folder} is not a prepared folder: it has no readable index.json; run `hvd-llm prepare … --out {folder}`"
         ) from None
     try:
         index = _ADAPTER.validate_json(text)
@@ -97,8 +97,8 @@ def read(folder: Path) -> Index:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise UserError(
-            f"{path} is damaged or of another version: {where} {problem['msg']}; prepare it again"
+            f"{path} is damaged or of another version: {where} {problem['msg']}; prepare it again with --force"
         ) from None
     if fingerprint(_ADAPTER.dump_python(index)) != index.fingerprint:
-        raise UserError(f"{path} is damaged: its content does not match its fingerprint; prepare it again")
+        raise UserError(f"{path} is damaged: its content does not match its fingerprint; prepare it again with --force")
     return index

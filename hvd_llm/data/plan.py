@@ -92,7 +92,7 @@ def finished(plan: Plan, out: Path) -> index.Index | None:
         if found.settings.get(name) != value:
             option = f"--{name.replace('_', '-')}"
             raise UserError(
-                f"{out} was prepared with {option} {found.settings.get(name)}, not {value}; "
+                f"{out} was prepared with {option} {found.settings.get(name)!r}, not {value!r}; "
                 "give another --out, or --force to replace it"
             )
     if found.sources != plan.sources:

@@ -16,6 +16,7 @@ import numpy as np
 from hvd_llm.data import index as indexes
 from hvd_llm.errors import UserError, first_line, nearest
 
+_AGAIN = "prepare the data again with --force"
 IGNORED = -100  # a label that is not a target
 
 LABEL_TYPES = {"classify": np.dtype("<i4"), "tag": np.dtype("<i2")}
@@ -113,7 +114,7 @@ def _check_hash(path: Path, sha256: str) -> None:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     if found != sha256:
-        raise UserError(f"{path} has changed since it was prepared (its SHA-256 differs); prepare the data again")
+        raise UserError(f"{path} has changed since it was prepared (its SHA-256 differs); {_AGAIN}")
 
 
 class Split:
@@ -150,7 +151,7 @@ class Split:
             start, shard = min(stop, end), shard + 1
         values = np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, np.int64)
         if len(values) and not low <= values.min() <= values.max() < limit:  # a damaged file of the right size
-            raise UserError(f"split {self.name!r} of {self.dataset.folder} is damaged; prepare it again")
+            raise UserError(f"split {self.name!r} of {self.dataset.folder} is damaged; {_AGAIN}")
         return values
 
     @cached_property
@@ -160,7 +161,7 @@ class Split:
         for shard, first in zip(self.shards, self._token_starts, strict=False):
             offsets = np.asarray(self._map(shard, "offsets", OFFSET_TYPE))
             if offsets[0] != 0 or offsets[-1] != shard.tokens or (np.diff(offsets) < 0).any():
-                raise UserError(f"{self.dataset.folder / shard.name}.offsets is damaged; prepare the data again")
+                raise UserError(f"{self.dataset.folder / shard.name}.offsets is damaged; {_AGAIN}")
             parts.append(offsets[:-1] + first)
         return np.concatenate([*parts, [self.tokens]])
 
@@ -173,7 +174,7 @@ class Split:
         """Kind classify: the label of each document, int32 [documents]."""
         values = np.concatenate([np.empty(0, np.int32), *self._label_maps])
         if len(values) and not 0 <= values.min() <= values.max() < len(self.dataset.labels):
-            raise UserError(f"the labels of split {self.name!r} in {self.dataset.folder} are damaged; prepare it again")
+            raise UserError(f"the labels of split {self.name!r} in {self.dataset.folder} are damaged; {_AGAIN}")
         return values
 
     def token_labels(self, number: int) -> np.ndarray:

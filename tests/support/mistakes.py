@@ -123,6 +123,7 @@ CASES = {
     "name that is too long": (f"train good.toml --out {'x' * 300}", nothing, "name too long"),
     "model of a name that is too long": (f"{TRAIN} --model.pretrained {'x' * 300}", nothing, "name too long"),
     "no GPU": (f"{TRAIN} --run.device cuda", nothing, "run.device"),
+    "run among the data": ("train good.toml --out data", nothing, "holds prepared data"),
     "data absent": (f"{TRAIN} --data.path nowhere", nothing, "nowhere"),
     "data of another kind": (f"{TRAIN} --data.task classify --model.family bert", nothing, "classify"),
     "index is not JSON": (TRAIN, lambda p: (p / "data/index.json").write_text("{"), "index.json"),

@@ -13,6 +13,7 @@ CASES = {
     "threads for two": ({}, {}, 2, "2 ranks with 2 threads each share 2 cores"),
     "no timeline of shared memory": ({"trace": {"horovod_timeline": True}}, {}, 1, "timeline will have no gradients"),
     "no shared memory": ({}, {"shares_memory": False}, 1, "go through mpi: set reduce.share_memory to false"),
+    "a batch of all": ({"train": {"steps": 1, "global_batch": 2000}}, {}, 1, "1000 sequences: a step takes all"),
     "part of the split": ({"evaluate": {"batches": 2}}, {}, 1, "are of 8 of 233 validation sequences"),
 }
 
@@ -22,5 +23,5 @@ def test_it_is_said(settings, world, threads, said, monkeypatch):
     monkeypatch.setattr(cores, "usable", lambda: 2)
     tree = {"train": {"steps": 1, "global_batch": 4}, "evaluate": {"batches": 0}} | settings
     comm = SimpleNamespace(**{"size": 2, "local_size": 2, "shares_memory": True, "controller": "mpi"} | world)
-    found = list(hints(resolve(tree), comm, threads, 2, 233))
+    found = list(hints(resolve(tree), comm, threads, 2, 1000, 233))
     assert [said in line for line in found] == ([True] if said else [])

@@ -35,6 +35,18 @@ def test_prepare_again_verify_and_replace(texts, tmp_path, capsys):
     assert open_dataset(out).index.settings["lowercase"] is True
 
 
+def test_a_truncated_shard_is_prepared_again(texts, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [texts, "--out", out, "--vocabulary", 300, "--shards", 2, "--workers", 1]
+    prepare(*arguments)
+    whole = (out / "train-00001.tokens").read_bytes()
+    (out / "train-00001.tokens").write_bytes(whole[:-1])
+    capsys.readouterr()
+    prepare(*arguments)
+    assert f"{len(whole) - 1} bytes where its index says {len(whole)}" in capsys.readouterr().out
+    assert (out / "train-00001.tokens").read_bytes() == whole
+
+
 def test_defaults_follow_the_kind(tmp_path):
     (tmp_path / "a.tsv").write_text("".join(f"text {n}\t{n % 2}\n" for n in range(20)))
     prepare(tmp_path / "a.tsv", "--kind", "classify", "--out", tmp_path / "out", "--workers", 1)
@@ -44,7 +56,7 @@ def test_defaults_follow_the_kind(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["embedded"], "--out is None"),
+        (["embedded"], "--out is missing"),
         (["embedded", "--out", "s3://bucket/x"], "must be a local folder"),
         (["--out", "x"], "at least one SOURCE"),
         (["embedded", "--out", "x", "--validation", "2"], "--validation is 2"),
