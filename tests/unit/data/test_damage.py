@@ -96,7 +96,7 @@ def test_any_changed_byte_of_the_index(copy, causal, place, byte):
 
 def test_not_a_prepared_folder(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="run `hvd-llm prepare`"):
+        with pytest.raises(UserError, match="run `hvd-llm prepare … --out"):
             open_dataset(path)
 
 
