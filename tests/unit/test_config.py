@@ -58,6 +58,6 @@ def test_every_setting_is_explained():
 
 
 def test_overrides():
-    words = ["--train.steps", "3", "--optimizer.lr=1e-3", "--resume", "auto", "--out", "runs/x"]
-    expected = {"train.steps": "3", "optimizer.lr": "1e-3", "run.resume": "auto", "run.dir": "runs/x"}
+    words = ["--train.steps", "3", "--optimizer.lr=1e-3", "--resume", "auto", "--out", "runs/x", "--data", "d"]
+    expected = {"train.steps": "3", "optimizer.lr": "1e-3", "run.resume": "auto", "run.dir": "runs/x", "data.path": "d"}
     assert overrides(words) == expected

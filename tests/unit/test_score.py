@@ -26,3 +26,8 @@ def test_one_that_was_remembered_is_replaced():
     progress.note(Score(3.0, "accuracy", {"accuracy": 0.5, "f1": 0.5}))
     progress.note(Score(float("nan"), "accuracy", {"accuracy": 0.9, "f1": 0.9}))
     assert (progress.best_step, progress.best_goodness) == (7, 0.5)
+
+
+def test_a_perplexity_out_of_all_bounds_is_short():
+    score = Score(700.0, "perplexity", {"perplexity": 1.014e304, "accuracy": 0.25})
+    assert (score.readable("perplexity"), score.readable("accuracy")) == ("1.01e+304", "0.2500")
