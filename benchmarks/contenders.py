@@ -5,6 +5,7 @@ A contender is a function of (config, comm) that returns `step()`: one optimizer
 
 import argparse
 import atexit
+import re
 import shutil
 import socket
 import tempfile
@@ -168,9 +169,9 @@ class Contender:
 
 
 def find(name: str) -> Contender:
-    """A contender by its name, which settings may follow: `ours:int8,reduce.bucket_mb=8`.
+    """A contender by its name, which settings may follow: `ours:topk(keep=32),reduce.bucket_mb=8`.
 
-    A word without `=` is a compressor.
+    A word that is no `section.key=value` is a compressor.
 
     Raises:
         argparse.ArgumentTypeError: there is none.
@@ -178,7 +179,8 @@ def find(name: str) -> Contender:
     base, _, words = name.partition(":")
     if base not in CONTENDERS:
         raise argparse.ArgumentTypeError(f"there is no contender {base!r}; there are {', '.join(CONTENDERS)}")
-    settings = [word if "=" in word else f"reduce.compressor={word}" for word in words.split(",") if word]
+    words = re.findall(r"(?:\([^)]*\)|[^,])+", words)  # commas within parentheses are a compressor's own
+    settings = [word if re.match(r"\w+\.\w+=", word) else f"reduce.compressor={word}" for word in words]
     changes = CHANGES.get(base, {}) | dict(word.split("=", 1) for word in settings)
     return Contender(CONTENDERS[base], changes, ENVIRONMENT.get(base, {}))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hvd_llm.config import Config, Reduce
+from hvd_llm.config import Config
 from hvd_llm.errors import UserError
 from hvd_llm.start import start
 
@@ -68,10 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """\
 examples:
   horovodrun -np 2 hvd-llm bench
-  HOROVOD_CYCLE_TIME=10 horovodrun -np 2 hvd-llm bench --sizes 1 1024 --out runs/network
+  horovodrun -np 2 hvd-llm bench --sizes 1 1024 --out runs/network
 
-Horovod looks for operations every millisecond here, unless HOROVOD_CYCLE_TIME says otherwise; in training it may look
-less often (reduce.cycle_ms), which adds to the latency."""
+Horovod looks for operations as in training: when there is one, or, not built by hvd-llm install-horovod, every 10 ms."""
 
 
 def settings(args: argparse.Namespace) -> Config:
@@ -83,7 +82,7 @@ def settings(args: argparse.Namespace) -> Config:
         raise UserError(f"--sizes has only {args.sizes[0]}; latency and bandwidth can be told from two sizes or more")
     if args.repeats < 1:
         raise UserError(f"--repeats is {args.repeats}; it must be 1 or more")
-    return Config(reduce=Reduce(cycle_ms=1))
+    return Config()
 
 
 def run(args: argparse.Namespace) -> None:

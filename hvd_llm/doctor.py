@@ -185,10 +185,10 @@ def _cores(environ: os._Environ | dict[str, str]) -> Iterator[Finding]:
 
 def _environment(environ: os._Environ | dict[str, str]) -> Iterator[Finding]:
     """What Horovod and MPI will be told, and what the user exported instead."""
-    for name, variable in environment.variables(cycle_ms=10).items():
+    for name, variable in environment.variables(cycle_ms=100).items():
         own = environ.get(name, variable.value)
         if name == "HOROVOD_CYCLE_TIME":  # depends on the run
-            usual = "1 ms with GPUs, else 10; 25 if one host's ranks add in memory, 50 if ranks train apart"
+            usual = "1 ms with GPUs, else 100, or 10 if not built to wake up when there is something to do"
             value = f"{own} ms, as you exported it" if name in environ else usual
             yield Finding("environment", name, OK, f"{value}: {variable.why}")
         elif own == variable.value:

@@ -21,10 +21,7 @@ def hints(config: Config, comm: Comm, threads: int, sharing: int, training: int,
     if 0 < scored < validation:
         yield f"scores while training are of {scored} of {validation} validation sequences (evaluate.batches, 0: all)"
     if config.reduce.share_memory and 1 < comm.size == comm.local_size and not comm.shares_memory:
-        yield (
-            f"these ranks cannot share memory and go through {comm.controller}: set reduce.share_memory to false, "
-            "so that Horovod's cycle suits that"
-        )
+        yield f"these ranks cannot share memory, and sum gradients through {comm.controller}"
     if config.trace.horovod_timeline and (comm.size == 1 or comm.shares_memory):
         why = "one rank does not use it" if comm.size == 1 else "these ranks sum gradients in memory they share"
         yield f"Horovod's timeline will have no gradients: {why}"

@@ -38,22 +38,20 @@ def connect(config: Config | None = None, groups: bool = False) -> Comm:
             f"{launch.by} started {launch.size} ranks but Horovod is not installed; run: hvd-llm install-horovod",
             shared=True,
         )
-    milliseconds = config.reduce.cycle_ms or cycle_ms(config, launch)
+    from hvd_llm.comm import hvd  # slow to import, and not always installed
+
+    milliseconds = config.reduce.cycle_ms or cycle_ms(torch.cuda.is_available(), hvd.wakes())
     for name, variable in variables(milliseconds, config.trace.horovod_timeline).items():
         os.environ.setdefault(name, variable.value)  # what the user exported wins
-    from hvd_llm.comm.hvd import HvdComm
-
-    return HvdComm(launch, config.reduce.share_memory, groups)
+    return hvd.HvdComm(launch, config.reduce.share_memory, groups)
 
 
-def cycle_ms(config: Config, launch: Launch) -> float:
-    """How often Horovod should look for new operations here, in milliseconds.
+def cycle_ms(gpu: bool, wakes: bool) -> float:
+    """How often Horovod should look for new operations, in milliseconds.
 
-    Every look is a collective of all ranks, on the cores that compute: 18 looks at 10 ms cost 2 % of a step.
+    Every look is a collective of all ranks, on the cores that compute. If Horovod wakes up when there is something to
+    do, those in between are for what is not announced alone: the end of another rank.
     """
-    if torch.cuda.is_available():
+    if gpu:
         return 1
-    if config.sync.every > 1 and not config.sync.after:  # most steps need no Horovod at all
-        return 50
-    here = launch.local_size == launch.size and config.reduce.share_memory and config.reduce.compressor == "none"
-    return 25 if here else 10  # on one host, all gradients are summed in memory
+    return 100 if wakes else 10

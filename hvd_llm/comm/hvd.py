@@ -1,6 +1,5 @@
 """Horovod as a `Comm`: named asynchronous operations on process sets, and what a host's ranks do without it."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +10,25 @@ from torch import Tensor
 
 from hvd_llm.comm import host_memory
 from hvd_llm.comm.base import WORLD, Comm, Group
+from hvd_llm.comm.patience import Patience
 from hvd_llm.comm.solo import Done
 from hvd_llm.errors import UserError
 from hvd_llm.launcher import Launch
 
-# Horovod's own wait spins; its background thread needs that core when there are as many ranks as cores.
-_POLL_S = 50e-6
+# Ends Horovod's sleep between two looks for new operations, if it was built by our recipe.
+_wake = getattr(hvd.mpi_ops._basics.MPI_LIB_CTYPES, "horovod_wake", None)
 _MOST_ELEMENTS = 2**31 - 1  # Horovod keeps counts in a 32-bit int and would silently truncate
+
+
+def wakes() -> bool:
+    """Whether Horovod looks at once when something was handed to it."""
+    return _wake is not None
+
+
+def wake() -> None:
+    """Something was handed to Horovod: let it look at once."""
+    if _wake:
+        _wake()
 
 
 class HvdHandle:
@@ -33,9 +44,10 @@ class HvdHandle:
         return hvd.poll(self._handle)
 
     def wait(self) -> Any:
+        patience = Patience()  # Horovod's own wait spins; its background thread may need that core
         while not hvd.poll(self._handle):
             self._meanwhile()
-            time.sleep(_POLL_S)
+            patience.pause()
         return self._finish(hvd.synchronize(self._handle))
 
 
@@ -77,6 +89,7 @@ class HvdComm(Comm):
         return self._memory.allocate(elements, dtype)
 
     def _handle(self, handle: int, finish: Callable[[Any], Any]) -> HvdHandle:
+        wake()
         return HvdHandle(handle, finish, self._memory.progress if self._memory else lambda: None)
 
     def register(self, groups):
@@ -147,6 +160,7 @@ class HvdComm(Comm):
     def broadcast(self, tensors, root=0):
         carried = {name: self._carried(tensor.detach()) for name, tensor in tensors.items()}
         handles = [hvd.broadcast_async_(tensor, root, name=f"broadcast.{name}") for name, tensor in carried.items()]
+        wake()
         for handle in handles:
             hvd.synchronize(handle)
         with torch.no_grad():

@@ -26,8 +26,8 @@ def powersgd(gradient_KMN, state, at, rank: int = 4):
     q_KNR = state.get("q")
     if q_KNR is None or q_KNR.shape[-1] != rank:  # the first step, or a checkpoint of another rank
         q_KNR = _start(at, gradient_KMN, rank)
-    p_KMR = orthonormal((yield Sum(gradient_KMN @ q_KNR)))
-    q_KNR = gradient_KMN.mT @ p_KMR
+    p_KMR = orthonormal((yield Sum(thin(gradient_KMN, q_KNR))))
+    q_KNR = thin(gradient_KMN.mT, p_KMR)
     if at.feedback:
         gradient_KMN.baddbmm_(p_KMR, q_KNR.mT, alpha=-1)
     q_KNR = yield Sum(q_KNR)
@@ -39,6 +39,11 @@ def _start(at, like: Tensor, rank: int) -> Tensor:
     """The same random directions on every rank."""
     shape = (like.shape[0], like.shape[2], rank)
     return torch.randn(shape, generator=at.generator(like.device, everyone=True), device=like.device, dtype=like.dtype)
+
+
+def thin(a_KMN: Tensor, b_KNR: Tensor) -> Tensor:
+    """(K, M, R), their product, R being small: MKL takes 3 to 10 times as long if the thin factor is the right one."""
+    return (b_KNR.mT @ a_KMN.mT).mT.contiguous()
 
 
 def orthonormal(p_KMR: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """When gradients are sent: each bucket as soon as its last gradient is there, inside backward; or when that is over."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -8,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from hvd_llm.comm import Handle
+from hvd_llm.comm.patience import Patience
 from hvd_llm.reduce.buckets import Bucket
 from hvd_llm.reduce.memory import Memory, Named
 from hvd_llm.reduce.policy import Planned
-from hvd_llm.reduce.sender import POLL_S, Route, Sender
+from hvd_llm.reduce.sender import Route, Sender
 from hvd_llm.reduce.turns import InTurn
 
 
@@ -163,9 +163,10 @@ class Reducer:
 
     def wait(self, handle: Handle) -> Any:
         """Wait for another operation; with overlap "forward", buckets may take their turns meanwhile."""
+        patience = Patience()
         while self._overlap == "forward" and not handle.ready():
             self._sender.advance()
-            time.sleep(POLL_S)
+            patience.pause()
         return handle.wait()
 
     def _fill(self, bucket: Bucket) -> None:

@@ -1,6 +1,5 @@
 """Flat buckets on their way: each is handed to its compressor, moved along whenever somebody looks, and landed."""
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hvd_llm.comm import Comm, Group
+from hvd_llm.comm.patience import Patience
 from hvd_llm.compress.base import At
 from hvd_llm.compress.none import none
 from hvd_llm.reduce.buckets import Bucket, allocate
@@ -15,8 +15,6 @@ from hvd_llm.reduce.exchange import Exchange
 from hvd_llm.reduce.memory import Memory, Named
 from hvd_llm.reduce.policy import Planned
 from hvd_llm.trace import Trace, now
-
-POLL_S = 50e-6  # between two looks at what is on its way
 
 
 @dataclass(frozen=True)
@@ -102,10 +100,11 @@ class Sender:
     def finish(self, buckets: Iterable[Bucket]) -> None:
         """Wait for some buckets; then they hold the sums."""
         wanted = [bucket for bucket in buckets if bucket.index in self._flights]
+        patience = Patience()
         while any(not segment.compressor.dense for bucket in wanted for segment in bucket.segments):
             self.advance()  # of several rounds: while one bucket waits for its next, the others go on
             wanted = [bucket for bucket in wanted if bucket.index in self._flights]
-            time.sleep(POLL_S)
+            patience.pause()
         for bucket in wanted:
             self._land(bucket)
 

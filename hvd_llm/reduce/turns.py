@@ -10,13 +10,12 @@ another could have been under way while a bucket waited for its turn. (The last 
 be counted too.)
 """
 
-import time
-
 import torch
 from torch import Tensor
 
 from hvd_llm.comm import Handle
-from hvd_llm.reduce.sender import POLL_S, Sender
+from hvd_llm.comm.patience import Patience
+from hvd_llm.reduce.sender import Sender
 from hvd_llm.trace import now
 
 _UNDER_WAY = 2  # one on the network, one that the other ranks know of already
@@ -66,15 +65,17 @@ class InTurn(Sender):
 
     def finite(self) -> bool:
         """Wait for the others' `over`: whether every rank's gradients were finite."""
+        patience = Patience()
         while not self._agreed.ready():
             self.advance()  # the network must not run dry meanwhile
-            time.sleep(POLL_S)
+            patience.pause()
         bad, *early = self._agreed.wait().tolist()
         self._early = min(len(self.buckets), max(early))
         return not bad
 
     def finish(self, buckets):
         wanted = {bucket.index for bucket in buckets}
+        patience = Patience()
         while not wanted.isdisjoint(self._turns) or not wanted.isdisjoint(self._flights):
             self.advance()
-            time.sleep(POLL_S)
+            patience.pause()

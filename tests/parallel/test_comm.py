@@ -1,5 +1,7 @@
 """Expectations are functions of rank and size, so that they hold at any N."""
 
+import time
+
 import pytest
 import torch
 
@@ -48,6 +50,18 @@ def test_gather_objects(comm, longest):
     """Of unequal length, in one operation or two."""
     values = [{"rank": r, "text": "é" * (longest * r // comm.size)} for r in range(comm.size)]
     assert comm.gather_objects("objects", values[comm.rank]) == values
+
+
+def test_horovod_looks_when_there_is_something_to_do(comm):
+    """Not only every 250 ms; nor if ranks hand over late, or in other orders."""
+    names = ["a", "b", "c", "d"]
+    start = time.monotonic()
+    for _ in range(10):
+        time.sleep(0.002 * comm.rank)
+        mine = names[comm.rank :] + names[: comm.rank]
+        handles = {name: comm.sum_async(f"look.{name}", torch.ones(1)) for name in mine}
+        assert [handles[name].wait().item() for name in names] == [comm.size] * 4
+    assert time.monotonic() - start < 2, "each of ten rounds would wait for a look"
 
 
 def test_broadcast(comm):

@@ -12,7 +12,7 @@ CASES = {
     "nothing": ({}, {}, 1, ""),
     "threads for two": ({}, {}, 2, "2 ranks with 2 threads each share 2 cores"),
     "no timeline of shared memory": ({"trace": {"horovod_timeline": True}}, {}, 1, "timeline will have no gradients"),
-    "no shared memory": ({}, {"shares_memory": False}, 1, "go through mpi: set reduce.share_memory to false"),
+    "no shared memory": ({}, {"shares_memory": False}, 1, "cannot share memory, and sum gradients through mpi"),
     "a batch of all": ({"train": {"steps": 1, "global_batch": 2000}}, {}, 1, "1000 sequences: a step takes all"),
     "part of the split": ({"evaluate": {"batches": 2}}, {}, 1, "are of 8 of 233 validation sequences"),
 }
