@@ -70,7 +70,8 @@ examples:
   horovodrun -np 2 hvd-llm bench
   horovodrun -np 2 hvd-llm bench --sizes 1 1024 --out runs/network
 
-Horovod looks for operations as in training: when there is one, or every 10 ms if hvd-llm install-horovod did not build it."""
+Horovod looks for operations as in training: when there is one, or every 10 ms if it was not built by
+hvd-llm install-horovod."""
 
 
 def settings(args: argparse.Namespace) -> Config:
