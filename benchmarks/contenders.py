@@ -171,7 +171,7 @@ class Contender:
 def find(name: str) -> Contender:
     """A contender by its name, which settings may follow: `ours:topk(keep=32),reduce.bucket_mb=8`.
 
-    A word that is no `section.key=value` is a compressor.
+    A word that is no `section.key=value` is a compressor; its options may hold commas, but no options of their own.
 
     Raises:
         argparse.ArgumentTypeError: there is none.

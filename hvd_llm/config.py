@@ -144,8 +144,8 @@ class Reduce:
     bucket_mb: PositiveFloat = 4.0
     """Size of a flat gradient bucket in MiB; a bucket is one operation on the network."""
     cycle_ms: NonNegativeFloat = 0
-    """Horovod looks for new operations this often, in ms, and when there is one. 0: 1 with GPUs, else 100; 10 where it
-    was not built by `hvd-llm install-horovod`, and does not wake up."""
+    """Horovod looks for new operations this often, in ms, and when there is one. 0: 1 with GPUs, else 100; 10 with
+    groups of ranks (hierarchical), or where `hvd-llm install-horovod` did not build it and it does not wake up."""
     overlap: Literal["none", "backward", "forward"] = "backward"
     """Without delay, what hides the exchange: nothing; backward; also the next forward, each layer of which waits for
     its update."""

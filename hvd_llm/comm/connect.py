@@ -40,18 +40,19 @@ def connect(config: Config | None = None, groups: bool = False) -> Comm:
         )
     from hvd_llm.comm import hvd  # slow to import, and not always installed
 
-    milliseconds = config.reduce.cycle_ms or cycle_ms(torch.cuda.is_available(), hvd.wakes())
+    milliseconds = config.reduce.cycle_ms or cycle_ms(torch.cuda.is_available(), hvd.wakes(), groups)
     for name, variable in variables(milliseconds, config.trace.horovod_timeline).items():
         os.environ.setdefault(name, variable.value)  # what the user exported wins
     return hvd.HvdComm(launch, config.reduce.share_memory, groups)
 
 
-def cycle_ms(gpu: bool, wakes: bool) -> float:
+def cycle_ms(gpu: bool, wakes: bool, groups: bool) -> float:
     """How often Horovod should look for new operations, in milliseconds.
 
     Every look is a collective of all ranks, on the cores that compute. If Horovod wakes up when there is something to
-    do, those in between are for what is not announced alone: the end of another rank.
+    do, those in between are for what is not announced: the end of another rank; and the operations of groups, which
+    wait for a look of ranks that have nothing to do with them.
     """
     if gpu:
         return 1
-    return 100 if wakes else 10
+    return 100 if wakes and not groups else 10

@@ -22,6 +22,7 @@ class Exchange:
     and their sums travel as one operation; one may be done before the others.
 
     Attributes:
+        rounds: that have begun.
         payload_bytes: of all requests so far, but for those among the ranks of a host.
         sent_bytes: what this rank sends for them (see `pricing`).
     """
@@ -42,7 +43,7 @@ class Exchange:
         self._results: dict[int, Tensor] = {}
         self.payload_bytes, self.sent_bytes = 0, 0.0
         self._name, self._generators, self._comm, self._groups = name, generators, comm, groups
-        self._round = 0
+        self.rounds = 0
         self._requests: dict[int, Request] = {}  # generator → what it waits for
         self._pending: list[Handle] = []
         self._resume(dict.fromkeys(range(len(generators))))
@@ -79,14 +80,14 @@ class Exchange:
             if request.group != "node":
                 self.payload_bytes += request.payload_bytes
                 self.sent_bytes += sent_bytes(request, *self._comm.place(self._groups[request.group]))
-        name = f"{self._name}.{self._round}"
+        name = f"{self._name}.{self.rounds}"
         sums = all(isinstance(request, Sum) for request in requests)
         if len(requests) > 1 and sums and len({request.group for request in requests}) == 1:
             joined = torch.cat([request.tensor.reshape(-1) for request in requests])
             self._pending = [self._issue(name, Sum(joined, requests[0].group))]
         else:
             self._pending = [self._issue(f"{name}.{index}", request) for index, request in self._requests.items()]
-        self._round += 1
+        self.rounds += 1
 
     def _issue(self, name: str, request: Request) -> Handle:
         group = self._groups[request.group]

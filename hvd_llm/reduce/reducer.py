@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from hvd_llm.comm import Handle
-from hvd_llm.comm.patience import Patience
 from hvd_llm.reduce.buckets import Bucket
 from hvd_llm.reduce.memory import Memory, Named
 from hvd_llm.reduce.policy import Planned
@@ -163,10 +162,8 @@ class Reducer:
 
     def wait(self, handle: Handle) -> Any:
         """Wait for another operation; with overlap "forward", buckets may take their turns meanwhile."""
-        patience = Patience()
-        while self._overlap == "forward" and not handle.ready():
-            self._sender.advance()
-            patience.pause()
+        if self._overlap == "forward":
+            self._sender.watch(handle.ready)
         return handle.wait()
 
     def _fill(self, bucket: Bucket) -> None:

@@ -1,6 +1,6 @@
 """Flat buckets on their way: each is handed to its compressor, moved along whenever somebody looks, and landed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,23 +90,36 @@ class Sender:
         self._route.trace.add("bucket_queue", ready_ns, self._flights[bucket.index].sent_ns, bucket.index)
 
     @torch.no_grad()
-    def advance(self) -> None:
-        """Move everything that need not wait."""
+    def advance(self) -> bool:
+        """Move everything that need not wait; returns whether anything moved."""
+        moved = False
         for flight in list(self._flights.values()):
-            if flight.exchange.advance():
+            before = flight.exchange.rounds
+            over = flight.exchange.advance()
+            moved |= over or flight.exchange.rounds > before
+            if over:
                 self._land(flight.bucket)
+        return moved
+
+    def watch(self, done: Callable[[], bool]) -> None:
+        """Move everything along until that is so: while one bucket waits for its next round, the others go on."""
+        patience = Patience()
+        while True:
+            if self.advance():
+                patience = Patience()
+            if done():
+                return
+            patience.pause()
 
     @torch.no_grad()
     def finish(self, buckets: Iterable[Bucket]) -> None:
         """Wait for some buckets; then they hold the sums."""
         wanted = [bucket for bucket in buckets if bucket.index in self._flights]
-        patience = Patience()
-        while any(not segment.compressor.dense for bucket in wanted for segment in bucket.segments):
-            self.advance()  # of several rounds: while one bucket waits for its next, the others go on
-            wanted = [bucket for bucket in wanted if bucket.index in self._flights]
-            patience.pause()
-        for bucket in wanted:
-            self._land(bucket)
+        if any(not segment.compressor.dense for bucket in wanted for segment in bucket.segments):  # of several rounds
+            self.watch(lambda: self._flights.keys().isdisjoint(bucket.index for bucket in wanted))
+        else:
+            for bucket in wanted:
+                self._land(bucket)
 
     def _land(self, bucket: Bucket) -> None:
         flight = self._flights[bucket.index]

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from hvd_llm.comm import Handle
-from hvd_llm.comm.patience import Patience
 from hvd_llm.reduce.sender import Sender
 from hvd_llm.trace import now
 
@@ -47,11 +46,13 @@ class InTurn(Sender):
         self.advance()
 
     def advance(self):
-        super().advance()
+        moved = super().advance()
         while self._turns and self._turns[0] in self._waiting and len(self._flights) < _UNDER_WAY:
             turn = self._turns.pop(0)
             super().send(self.buckets[turn], *self._waiting.pop(turn))
+            moved = True
         self._idle |= bool(self._waiting) and len(self._flights) < _UNDER_WAY
+        return moved
 
     def over(self) -> None:
         """Backward is over, and every bucket was given to `send`: tell the others how it was."""
@@ -65,17 +66,11 @@ class InTurn(Sender):
 
     def finite(self) -> bool:
         """Wait for the others' `over`: whether every rank's gradients were finite."""
-        patience = Patience()
-        while not self._agreed.ready():
-            self.advance()  # the network must not run dry meanwhile
-            patience.pause()
+        self.watch(self._agreed.ready)  # the network must not run dry meanwhile
         bad, *early = self._agreed.wait().tolist()
         self._early = min(len(self.buckets), max(early))
         return not bad
 
     def finish(self, buckets):
         wanted = {bucket.index for bucket in buckets}
-        patience = Patience()
-        while not wanted.isdisjoint(self._turns) or not wanted.isdisjoint(self._flights):
-            self.advance()
-            patience.pause()
+        self.watch(lambda: wanted.isdisjoint(self._turns) and wanted.isdisjoint(self._flights))

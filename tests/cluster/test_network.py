@@ -15,6 +15,8 @@ def test_a_name_may_bring_settings():
     contender = contenders.find("ours:none,reduce.bucket_mb=8")
     assert contender.prepare is contenders.ours
     assert contender.changes == {"reduce.compressor": "none", "reduce.bucket_mb": "8"}
+    several = contenders.find("ours:topk(keep=32, chunk=64),sync.every=2")
+    assert several.changes == {"reduce.compressor": "topk(keep=32, chunk=64)", "sync.every": "2"}
     with pytest.raises(argparse.ArgumentTypeError, match="there is no contender 'hours'"):
         contenders.find("hours:none")
 
