@@ -143,7 +143,7 @@ class Reduce:
     """First steps, in which gradients are sent as they are: compress when the learning rate has settled."""
     bucket_mb: PositiveFloat = 4.0
     """Size of a flat gradient bucket in MiB; a bucket is one operation on the network."""
-    cycle_ms: NonNegativeFloat = 0
+    cycle_ms: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0
     """Horovod looks for new operations this often, in ms, and when there is one. 0: 1 with GPUs, else 100; 10 with
     groups of ranks (hierarchical), or where `hvd-llm install-horovod` did not build it and it does not wake up."""
     overlap: Literal["none", "backward", "forward"] = "backward"

@@ -122,7 +122,7 @@ def _horovod(timeout_s: float) -> Iterator[Finding]:
     yield Finding("horovod", "controllers", OK if both else HINT, names, "" if both else _REBUILD)
     yield Finding("horovod", "operations", OK, ", ".join(built.operations))
     impatient = ", ".join(compiler.impatient(Path(built.library)))
-    waiting = f"by asking again at once: {impatient} was compiled by another recipe" if impatient else "by sleeping"
+    waiting = f"in another way: {impatient} was compiled by another recipe" if impatient else "by sleeping"
     yield Finding("horovod", "ranks wait", HINT if impatient else OK, waiting, _INSTALL if impatient else "")
     yield from _gpu(built)
     for controller in built.controllers:

@@ -70,7 +70,7 @@ def whats_wrong(plan: Plan) -> str | None:
         if lacking:
             return f"the installed one lacks {', '.join(sorted(lacking))}"
         if impatient := compiler.impatient(Path(built.library)):
-            return f"its ranks wait by asking again at once: {', '.join(impatient)} was compiled by another recipe"
+            return f"its ranks wait in another way than ours: {', '.join(impatient)} was compiled by another recipe"
         for controller in selftest.CONTROLLERS:
             done = selftest.allreduce(controller)
             print(

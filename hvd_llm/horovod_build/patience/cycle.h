@@ -2,8 +2,8 @@
 //
 // A look is a collective of all ranks. Ten milliseconds apart, they cost four ranks on two cores a tenth of a training
 // step, most of it in vain, and still each round of a compressor waited for the next one. With `horovod_wake` a look
-// comes when something was handed to Horovod, then every millisecond until all ranks have it too, and HOROVOD_CYCLE_TIME
-// is how long the next one is put off otherwise. Where nobody calls it, Horovod sleeps as ever.
+// comes when something was handed to Horovod, then every millisecond while this rank has something that others have not,
+// and HOROVOD_CYCLE_TIME is how long the next one is put off otherwise. Where nobody calls it, Horovod sleeps as ever.
 #pragma once
 
 #include <algorithm>
@@ -19,13 +19,16 @@ static std::condition_variable patient_news;
 static bool patient_awake = false;  // something came since the last sleep
 static bool patient_told = false;   // whether anybody tells
 
-extern "C" __attribute__((visibility("default"))) void horovod_wake() {
+static void patient_wake(bool told) {
   {
     std::lock_guard<std::mutex> guard(patient_mutex);
-    patient_awake = patient_told = true;
+    patient_awake = true;
+    patient_told |= told;
   }
   patient_news.notify_one();
 }
+
+extern "C" __attribute__((visibility("default"))) void horovod_wake() { patient_wake(true); }
 
 template <class Queue>
 struct PatientQueue : Queue {  // it may look at what is protected there
@@ -54,7 +57,8 @@ static void patient_sleep(std::chrono::nanoseconds duration, State& state) {
 }
 
 template <class State>
-static void patient_sleep(std::chrono::milliseconds duration, State&) {  // other waits in that file: they go on as ever
+static void patient_sleep(std::chrono::milliseconds duration, State&) {  // others wait for what the thread does next
+  patient_wake(false);
   std::this_thread::sleep_for(duration);
 }
 

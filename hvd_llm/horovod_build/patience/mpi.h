@@ -3,7 +3,8 @@
 // Ranks that negotiate wait for the last one to wake up. Open MPI waits by asking again at once, or by yielding in
 // between: four ranks on two cores did so 200,000 times a second, a fifth of which is left (in data operations, which
 // are not changed). Asking for 30 microseconds before the first sleep costs such ranks a fifth more processor time than
-// 32 looks do. Where each rank has a core and the network is fast, a wait is longer by one sleep for each of its hops.
+// 32 looks do. Where each rank has a core and the network is fast, a wait is longer by one sleep for each of its hops; one
+// of long standing by half a millisecond.
 #pragma once
 
 #define OMPI_SKIP_MPICXX  // as in Horovod, whose own line comes too late when mpi.h is read here
