@@ -57,7 +57,7 @@ class Measurement:
                 left = (args.rounds + 1 - number) * len(args.rates) * len(jobs.in_turn(number))
                 progress.total = progress.n + left  # jobs may have failed
                 for rate in args.rates:
-                    hosts.limit(rate)
+                    hosts.limit(_limit(rate))
                     for job in jobs.in_turn(number):
                         progress.set_postfix_str(f"{rate} {job.name}")
                         row = self._turn(jobs, job, hosts, seconds.get((job.name, rate)))
@@ -134,9 +134,17 @@ def show(table: pd.DataFrame, incomplete: dict[str, dict[str, str]]) -> None:
             print(f"\n{name} did not complete on {controller}: {why}")
 
 
+UNLIMITED = "unlimited"
+
+
+def _limit(rate: str) -> str | None:
+    return None if rate == UNLIMITED else rate
+
+
 def _rate(text: str) -> str:
     try:
-        bits_per_second(text)
+        if text != UNLIMITED:
+            bits_per_second(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
@@ -147,7 +155,13 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--hosts", type=int, default=4, help="default: %(default)s")
     add("--ranks-per-host", type=int, default=1, help="default: %(default)s")
-    add("--rates", nargs="+", type=_rate, default=["50mbit", "200mbit"], help="of each host (default: %(default)s)")
+    add(
+        "--rates",
+        nargs="+",
+        type=_rate,
+        default=["50mbit", "200mbit"],
+        help="of each host, or unlimited (default: %(default)s)",
+    )
     add("--controllers", nargs="+", default=["gloo"], choices=["gloo", "mpi"], help="default: %(default)s")
     add("--contenders", nargs="+", type=known, default=DEFAULT, help="such as ours:int8 (default: %(default)s)")
     add("--rounds", type=int, default=7, help="turns of every contender (default: %(default)s)")
@@ -174,7 +188,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, Hosts(args.hosts) as hosts:
             for controller in args.controllers:
                 # What `auto` finds out at its start must be true later. Else nobody waits for slow starts.
-                hosts.limit(args.rates[0] if len(args.rates) == 1 else None)
+                hosts.limit(_limit(args.rates[0]) if len(args.rates) == 1 else None)
                 measurement.over(controller, hosts, Path(folder))
     except UserError as error:
         print(f"benchmarks.network: {error}", file=sys.stderr)

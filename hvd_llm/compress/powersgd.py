@@ -1,7 +1,8 @@
 """powersgd: every matrix as a product of two thin ones (Vogels et al. 2019, arXiv:1905.13727), algorithm 1 and 2.
 
 M is approximated by P Q^T: one step of the power method, whose start Q is the last step's. Both factors are plain
-sums, so their size does not depend on the number of ranks. Error feedback is algorithm 2.
+sums, so their size does not depend on the number of ranks. Error feedback is algorithm 2. Of P only the space that its
+columns span is used, so it travels in float16; what is not sent is what Q leaves, whatever P is.
 
 Shapes: K matrices of one shape in a bucket, M rows, N columns, R rank.
 """
@@ -16,14 +17,19 @@ from hvd_llm.errors import UserError
 @compressor(feedback=1, takes="matrices", same=("q",))
 def powersgd(gradient_KMN, state, at, rank: int = 4):
     """matrices as products of two thin ones, with error feedback: 48x smaller for 768 x 256"""
-    if too_small(gradient_KMN, rank):
+    if rank < 1:
+        raise UserError(f"rank is {rank}; it must be at least 1")
+    rows, columns = gradient_KMN.shape[1:]
+    if rank * (rows + columns) >= rows * columns:  # nothing to gain
         total = yield Sum(gradient_KMN.clone())
         gradient_KMN.zero_()
         return total
     q_KNR = state.get("q")
     if q_KNR is None or q_KNR.shape[-1] != rank:  # the first step, or a checkpoint of another rank
-        q_KNR = random_start(at, gradient_KMN, rank)
-    p_KMR = orthonormal((yield Sum(thin(gradient_KMN, q_KNR))))
+        q_KNR = _start(at, gradient_KMN, rank)
+    # Columns of length 1 / |q|: those of P are then about as long as 1, whatever the gradient's size, until it changes.
+    q_KNR = q_KNR / q_KNR.square().sum(1, keepdim=True).clamp_min(torch.finfo(q_KNR.dtype).tiny)
+    p_KMR = orthonormal((yield Sum(thin(gradient_KMN, q_KNR).half())).to(gradient_KMN.dtype))
     q_KNR = thin(gradient_KMN.mT, p_KMR)
     if at.feedback:
         gradient_KMN.baddbmm_(p_KMR, q_KNR.mT, alpha=-1)
@@ -32,23 +38,10 @@ def powersgd(gradient_KMN, state, at, rank: int = 4):
     return p_KMR @ q_KNR.mT
 
 
-def too_small(gradient_KMN: Tensor, rank: int) -> bool:
-    """Whether factors of that rank are as large as the matrices.
-
-    Raises:
-        UserError: there is no such rank.
-    """
-    if rank < 1:
-        raise UserError(f"rank is {rank}; it must be at least 1")
-    rows, columns = gradient_KMN.shape[1:]
-    return rank * (rows + columns) >= rows * columns
-
-
-def random_start(at, like_KMN: Tensor, rank: int) -> Tensor:
-    """(K, N, R), the same random directions on every rank."""
-    shape = (like_KMN.shape[0], like_KMN.shape[2], rank)
-    random = at.generator(like_KMN.device, everyone=True)
-    return torch.randn(shape, generator=random, device=like_KMN.device, dtype=like_KMN.dtype)
+def _start(at, like: Tensor, rank: int) -> Tensor:
+    """The same random directions on every rank."""
+    shape = (like.shape[0], like.shape[2], rank)
+    return torch.randn(shape, generator=at.generator(like.device, everyone=True), device=like.device, dtype=like.dtype)
 
 
 def thin(a_KMN: Tensor, b_KNR: Tensor) -> Tensor:
