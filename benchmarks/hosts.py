@@ -17,7 +17,7 @@ from typing import IO
 
 from benchmarks import sandbox
 from benchmarks.jobs import Ranks
-from benchmarks.netns import BRIDGE, NETWORK, Hosts
+from benchmarks.netns import BRIDGE, NETWORK, UNLIMITED, Hosts
 from hvd_llm.errors import UserError
 
 
@@ -91,7 +91,7 @@ def _start(command: list[str], env: dict[str, str], output: IO | None) -> subpro
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--rate", help="of each host, such as 200mbit or 1gbit (default: no limit)")
+    parser.add_argument("--rate", default=UNLIMITED, help="of each host, such as 200mbit (default: %(default)s)")
     parser.add_argument("--controller", default="gloo", choices=["gloo", "mpi"], help="default: %(default)s")
     parser.add_argument("--ranks-per-host", type=int, default=1, help="default: %(default)s")
     parser.add_argument("command", nargs="+", help="what every rank runs, after --")

@@ -17,7 +17,7 @@ from benchmarks import record, sandbox
 from benchmarks.contenders import find, known
 from benchmarks.hosts import launch
 from benchmarks.jobs import options
-from benchmarks.netns import Hosts
+from benchmarks.netns import UNLIMITED, Hosts
 from benchmarks.network import MODELS
 from hvd_llm.errors import UserError
 
@@ -89,7 +89,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--hosts", type=int, default=4, help="default: %(default)s")
     add("--ranks-per-host", type=int, default=1, help="default: %(default)s")
-    add("--rate", help="of each host, such as 50mbit (default: no limit)")
+    add("--rate", default=UNLIMITED, help="of each host, such as 50mbit (default: %(default)s)")
     add("--controller", default="gloo", choices=["gloo", "mpi"], help="default: %(default)s")
     add("--contenders", nargs="+", type=known, default=["ours", "ours:powersgd"], help="default: %(default)s")
     add("--steps", type=int, default=1000, help="default: %(default)s")

@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import math
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from hvd_llm.errors import UserError
 
 NETWORK = ipaddress.ip_network("10.77.0.0/24")
 BRIDGE = NETWORK[254]
+UNLIMITED = "unlimited"
 _QUEUE_MS = 50
 # Loss-based congestion control, as on most clusters; of these, reno is the one that every kernel allows to everyone.
 _HOLD = "hostname $1 && echo reno > /proc/sys/net/ipv4/tcp_congestion_control && echo ready && exec sleep infinity"
@@ -28,17 +30,16 @@ class Hosts:
         folder: for files that live as long as the hosts.
     """
 
-    def __init__(self, count: int, rate: str | None = None):
+    def __init__(self, count: int, rate: str = UNLIMITED):
         """
         Args:
             count: hosts, at most 200.
-            rate: of each host in each direction, as `tc` writes it ("200mbit"); None for no limit.
+            rate: of each host in each direction, as `tc` writes it ("200mbit"), or "unlimited".
 
         Raises:
             UserError: the rate is not written so.
         """
-        if rate is not None:
-            bits_per_second(rate)
+        bits_per_second(rate)
         self.names = [f"h{place}" for place in range(count)]
         self._rate = rate
         self._holders: list[subprocess.Popen] = []  # a process that keeps the namespaces of its host
@@ -79,12 +80,12 @@ class Hosts:
         sandbox.run("umount /etc/hosts")
         shutil.rmtree(self.folder)
 
-    def limit(self, rate: str | None) -> None:
-        """Change what every host can send, and what it can receive, at most; None for no limit."""
+    def limit(self, rate: str) -> None:
+        """Change what every host can send, and what it can receive, at most."""
         # What an idle link has saved up it sends at once: kept small, or a compressed gradient would travel for free.
         # Packets are handed over in halves of that: to cut up larger ones costs cores, to wait behind them time.
-        burst = 131_072 if rate is None else max(12_000, int(0.001 * bits_per_second(rate) / 8))
-        shape = "pfifo" if rate is None else f"tbf rate {rate} burst {burst} latency {_QUEUE_MS}ms"
+        burst = 131_072 if rate == UNLIMITED else max(12_000, int(0.001 * bits_per_second(rate) / 8))
+        shape = "pfifo" if rate == UNLIMITED else f"tbf rate {rate} burst {burst} latency {_QUEUE_MS}ms"
         for place in range(len(self.names)):
             sandbox.run(f"tc qdisc replace dev port{place} root {shape}")
             self._run(place, f"tc qdisc replace dev eth0 root {shape}")
@@ -105,14 +106,16 @@ class Hosts:
 
 
 def bits_per_second(rate: str) -> float:
-    """What a rate such as "200mbit" means to `tc`.
+    """What a rate such as "200mbit" means to `tc`; infinity if it is "unlimited".
 
     Raises:
         UserError: it is not written so.
     """
+    if rate == UNLIMITED:
+        return math.inf
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg])bit", rate)
     if not match:
-        raise UserError(f"the rate {rate!r} is not like 500kbit, 200mbit or 1gbit")
+        raise UserError(f"the rate {rate!r} is not like 500kbit, 200mbit, 1gbit or unlimited")
     return float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[match[2]]
 
 

@@ -18,7 +18,7 @@ from benchmarks import record, sandbox
 from benchmarks.contenders import find, known
 from benchmarks.hosts import launch
 from benchmarks.jobs import Job, Jobs, Ranks, options
-from benchmarks.netns import Hosts, bits_per_second
+from benchmarks.netns import UNLIMITED, Hosts, bits_per_second
 from benchmarks.side_by_side import SETTINGS
 from hvd_llm.errors import UserError
 
@@ -57,7 +57,7 @@ class Measurement:
                 left = (args.rounds + 1 - number) * len(args.rates) * len(jobs.in_turn(number))
                 progress.total = progress.n + left  # jobs may have failed
                 for rate in args.rates:
-                    hosts.limit(_limit(rate))
+                    hosts.limit(rate)
                     for job in jobs.in_turn(number):
                         progress.set_postfix_str(f"{rate} {job.name}")
                         row = self._turn(jobs, job, hosts, seconds.get((job.name, rate)))
@@ -134,17 +134,9 @@ def show(table: pd.DataFrame, incomplete: dict[str, dict[str, str]]) -> None:
             print(f"\n{name} did not complete on {controller}: {why}")
 
 
-UNLIMITED = "unlimited"
-
-
-def _limit(rate: str) -> str | None:
-    return None if rate == UNLIMITED else rate
-
-
 def _rate(text: str) -> str:
     try:
-        if text != UNLIMITED:
-            bits_per_second(text)
+        bits_per_second(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
@@ -188,7 +180,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, Hosts(args.hosts) as hosts:
             for controller in args.controllers:
                 # What `auto` finds out at its start must be true later. Else nobody waits for slow starts.
-                hosts.limit(_limit(args.rates[0]) if len(args.rates) == 1 else None)
+                hosts.limit(args.rates[0] if len(args.rates) == 1 else UNLIMITED)
                 measurement.over(controller, hosts, Path(folder))
     except UserError as error:
         print(f"benchmarks.network: {error}", file=sys.stderr)

@@ -188,7 +188,7 @@ def _environment(environ: os._Environ | dict[str, str]) -> Iterator[Finding]:
     for name, variable in environment.variables(cycle_ms=100).items():
         own = environ.get(name, variable.value)
         if name == "HOROVOD_CYCLE_TIME":  # depends on the run
-            usual = "1 ms with GPUs, else 100 and when there is something to do, or 10"
+            usual = "when there is something to do, and every 100 ms (10 with groups of ranks, 1 with GPUs)"
             value = f"{own} ms, as you exported it" if name in environ else usual
             yield Finding("environment", name, OK, f"{value}: {variable.why}")
         elif own == variable.value:

@@ -1,8 +1,8 @@
 """powersgd: every matrix as a product of two thin ones (Vogels et al. 2019, arXiv:1905.13727), algorithm 1 and 2.
 
 M is approximated by P Q^T: one step of the power method, whose start Q is the last step's. Both factors are plain
-sums, so their size does not depend on the number of ranks. Error feedback is algorithm 2. Of P only the space that its
-columns span is used, so it travels in float16; what is not sent is what Q leaves, whatever P is.
+sums, so their size does not depend on the number of ranks. Error feedback is algorithm 2. Only what P's columns span is
+used, so float16 is enough for it; whatever Q misses then is fed back.
 
 Shapes: K matrices of one shape in a bucket, M rows, N columns, R rank.
 """
@@ -16,7 +16,7 @@ from hvd_llm.errors import UserError
 
 @compressor(feedback=1, takes="matrices", same=("q",))
 def powersgd(gradient_KMN, state, at, rank: int = 4):
-    """matrices as products of two thin ones, with error feedback: 48x smaller for 768 x 256"""
+    """matrices as products of two thin ones, with error feedback: 77x smaller for 768 x 256"""
     if rank < 1:
         raise UserError(f"rank is {rank}; it must be at least 1")
     rows, columns = gradient_KMN.shape[1:]
@@ -26,10 +26,10 @@ def powersgd(gradient_KMN, state, at, rank: int = 4):
         return total
     q_KNR = state.get("q")
     if q_KNR is None or q_KNR.shape[-1] != rank:  # the first step, or a checkpoint of another rank
-        q_KNR = _start(at, gradient_KMN, rank)
-    # Columns of length 1 / |q|: those of P are then about as long as 1, whatever the gradient's size, until it changes.
-    q_KNR = q_KNR / q_KNR.square().sum(1, keepdim=True).clamp_min(torch.finfo(q_KNR.dtype).tiny)
-    p_KMR = orthonormal((yield Sum(thin(gradient_KMN, q_KNR).half())).to(gradient_KMN.dtype))
+        p_KMR = thin(gradient_KMN, _start(at, gradient_KMN, rank))
+    else:
+        p_KMR = _halves(thin(gradient_KMN, _unit(q_KNR)), at.size)
+    p_KMR = orthonormal((yield Sum(p_KMR)).to(gradient_KMN.dtype))
     q_KNR = thin(gradient_KMN.mT, p_KMR)
     if at.feedback:
         gradient_KMN.baddbmm_(p_KMR, q_KNR.mT, alpha=-1)
@@ -44,8 +44,19 @@ def _start(at, like: Tensor, rank: int) -> Tensor:
     return torch.randn(shape, generator=at.generator(like.device, everyone=True), device=like.device, dtype=like.dtype)
 
 
+def _unit(q_KNR: Tensor) -> Tensor:
+    """Each column divided by its squared length: P's columns are about 1 long then, while gradients keep their size."""
+    return q_KNR / q_KNR.square().sum(1, keepdim=True).clamp_min(torch.finfo(q_KNR.dtype).tiny)
+
+
+def _halves(p_KMR: Tensor, ranks: int) -> Tensor:
+    """In float16, so that the sum is finite too: a column of Q that was but rounding says nothing of P's size."""
+    most = torch.finfo(torch.float16).max / ranks
+    return p_KMR.clamp(-most, most).half()
+
+
 def thin(a_KMN: Tensor, b_KNR: Tensor) -> Tensor:
-    """(K, M, R), their product, R being small: MKL takes 3 to 10 times as long if the thin factor is the right one."""
+    """(K, M, R), their product, R being small: MKL takes 3 to 10 times as long if the thin factor is on the right."""
     return (b_KNR.mT @ a_KMN.mT).mT.contiguous()
 
 

@@ -16,10 +16,10 @@ from hvd_llm.reduce.pricing import sent_bytes
 
 
 class Exchange:
-    """One bucket's exchange in one step. Round k is the operation `{name}.{k}`.
+    """One bucket's exchange in one step. Round k's operations are `{name}.{k}.{first generator it is for}`.
 
     A bucket may hold several generators of one kind, a stack of matrices each. They go from round to round together,
-    and their sums travel as one operation; one may be done before the others.
+    and their sums of one dtype travel as one operation; one may be done before the others.
 
     Attributes:
         rounds: that have begun.
@@ -45,12 +45,12 @@ class Exchange:
         self._name, self._generators, self._comm, self._groups = name, generators, comm, groups
         self.rounds = 0
         self._requests: dict[int, Request] = {}  # generator → what it waits for
-        self._pending: list[Handle] = []
+        self._pending: list[tuple[Handle, list[int]]] = []  # and the generators that it is for
         self._resume(dict.fromkeys(range(len(generators))))
 
     def advance(self) -> bool:
         """Take every step that needs no waiting; return whether the exchange is over."""
-        while self._pending and all(handle.ready() for handle in self._pending):
+        while self._pending and all(handle.ready() for handle, _ in self._pending):
             self._resume(self._answers())
         return not self._pending
 
@@ -61,12 +61,16 @@ class Exchange:
         return [self._results[index] for index in range(len(self._generators))]
 
     def _answers(self) -> dict[int, Any]:
-        answers = [handle.wait() for handle in self._pending]
-        if len(answers) < len(self._requests):
-            sums = [request.tensor for request in self._requests.values()]
-            parts = answers[0].split([tensor.numel() for tensor in sums])
-            answers = [part.view_as(tensor) for part, tensor in zip(parts, sums, strict=True)]
-        return dict(zip(self._requests, answers, strict=True))
+        answers = {}
+        for handle, indices in self._pending:
+            answer = handle.wait()
+            if len(indices) == 1:
+                answers[indices[0]] = answer
+                continue
+            sums = [self._requests[index].tensor for index in indices]
+            parts = answer.split([tensor.numel() for tensor in sums])
+            answers |= {index: part.view_as(sum) for index, part, sum in zip(indices, parts, sums, strict=True)}
+        return answers
 
     def _resume(self, answers: Mapping[int, Any]) -> None:
         self._requests = {}
@@ -80,14 +84,21 @@ class Exchange:
             if request.group != "node":
                 self.payload_bytes += request.payload_bytes
                 self.sent_bytes += sent_bytes(request, *self._comm.place(self._groups[request.group]))
+        together: dict[tuple, list[int]] = {}
+        for index, request in self._requests.items():
+            kind = (request.group, request.tensor.dtype) if isinstance(request, Sum) else (index,)
+            together.setdefault(kind, []).append(index)
         name = f"{self._name}.{self.rounds}"
-        sums = all(isinstance(request, Sum) for request in requests)
-        if len(requests) > 1 and sums and len({request.group for request in requests}) == 1:
-            joined = torch.cat([request.tensor.reshape(-1) for request in requests])
-            self._pending = [self._issue(name, Sum(joined, requests[0].group))]
-        else:
-            self._pending = [self._issue(f"{name}.{index}", request) for index, request in self._requests.items()]
-        self.rounds += 1
+        self._pending = [
+            (self._issue(f"{name}.{indices[0]}", self._joined(indices)), indices) for indices in together.values()
+        ]
+        self.rounds += bool(requests)
+
+    def _joined(self, indices: list[int]) -> Request:
+        requests = [self._requests[index] for index in indices]
+        if len(requests) == 1:
+            return requests[0]
+        return Sum(torch.cat([request.tensor.reshape(-1) for request in requests]), requests[0].group)
 
     def _issue(self, name: str, request: Request) -> Handle:
         group = self._groups[request.group]

@@ -25,11 +25,13 @@ class Operation:
             "all_to_all".
         sent_bytes: payload that the rank sends, what it passes on for others included.
         group: name of the group among which it does.
+        dtype: of what is summed.
     """
 
     kind: str
     sent_bytes: float
     group: str = "world"
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,16 @@ class Price:
 def together(prices: Sequence[Price]) -> Price:
     """The price of exchanges that go from round to round together: their sums travel as one (see `exchange`)."""
     operations: list[Operation] = []
-    for found in zip_longest(*(price.operations for price in prices)):
-        same = [operation for operation in found if operation]
-        groups = {operation.group for operation in same}
-        if len(same) > 1 and len(groups) == 1 and all(operation.kind in ("bucket", "sum") for operation in same):
-            operations.append(Operation("sum", sum(operation.sent_bytes for operation in same), *groups))
-        else:
-            operations += same
+    for round_ in zip_longest(*(price.operations for price in prices)):
+        sums: dict[tuple, list[Operation]] = {}
+        for operation in filter(None, round_):
+            if operation.kind in ("bucket", "sum"):
+                sums.setdefault((operation.group, operation.dtype), []).append(operation)
+            else:
+                operations.append(operation)
+        for kind, same in sums.items():
+            several = Operation("sum", sum(operation.sent_bytes for operation in same), *kind)
+            operations.append(same[0] if len(same) == 1 else several)
     return Price(tuple(operations), sum(price.kernel_s for price in prices))
 
 
@@ -111,7 +116,8 @@ def price(
             return Price(tuple(operations), kernel_s + moment(gradient.device) - began)
         kernel_s += moment(gradient.device) - began
         sent = sent_bytes(request, 0, sizes[request.group])
-        operations.append(Operation(_kind(request, gradient), sent, request.group))
+        dtype = request.tensor.dtype if isinstance(request, Sum) else torch.float32
+        operations.append(Operation(_kind(request, gradient), sent, request.group, dtype))
         answer = _invent(request, sizes[request.group])
 
 

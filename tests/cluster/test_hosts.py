@@ -109,7 +109,7 @@ def test_a_host_that_lacks_the_settings_ends_all(data, lacking):
 def test_a_mistake_is_a_sentence():
     done = run(*HOSTS, "--rate", "5", "--", "true")
     assert done.returncode == 2
-    assert done.stderr == "benchmarks.hosts: the rate '5' is not like 500kbit, 200mbit or 1gbit\n"
+    assert done.stderr == "benchmarks.hosts: the rate '5' is not like 500kbit, 200mbit, 1gbit or unlimited\n"
 
 
 def networks() -> set[str]:

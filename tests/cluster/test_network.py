@@ -29,6 +29,7 @@ def test_numbers_are_those_of_the_network(tmp_path, data):
         "2",
         "--rates",
         "100mbit",
+        "unlimited",
         "--rounds",
         "1",
         "--turn",
@@ -45,16 +46,18 @@ def test_numbers_are_those_of_the_network(tmp_path, data):
     done = run(sys.executable, "-m", "benchmarks.network", *few, *model, "--data", data, "--out", out)
     assert done.returncode == 0, done.stderr
     about = json.loads((out / "bench.json").read_text())
-    assert (about["kind"], about["hosts"], about["rates"]) == ("network", 2, ["100mbit"])
+    assert (about["kind"], about["hosts"], about["rates"]) == ("network", 2, ["100mbit", "unlimited"])
     assert about["did_not_complete"] == {"gloo": {}}
-    times = pd.read_csv(out / "times.csv").set_index("contender")
-    assert sorted(times.index) == ["ddp", "ours"]
+    all_times = pd.read_csv(out / "times.csv").set_index(["rate", "contender"]).sort_index()
+    assert list(all_times.index) == [(rate, name) for rate in ("100mbit", "unlimited") for name in ("ddp", "ours")]
+    times, fast = all_times.loc["100mbit"], all_times.loc["unlimited"]
+    assert (fast["seconds"] < times["seconds"]).all()
     ideal = 4 * (128 * (300 + 16) + 2 * 12 * 128**2)  # bytes of the gradients, but for biases and norms
     for row in times.itertuples():
         assert ideal < row.sent_bytes < 1.3 * ideal
         assert row.seconds > 0.9 * row.sent_bytes * 8 / 100e6
         assert row.steps >= 2
-    ratios = pd.read_csv(out / "ratios.csv").set_index("contender")
+    ratios = pd.read_csv(out / "ratios.csv").set_index(["rate", "contender"]).loc["100mbit"]
     assert ratios.loc["ddp", "ratio"] == 1
     assert ratios.loc["ours", "ratio"] == pytest.approx(times.loc["ours", "seconds"] / times.loc["ddp", "seconds"])
     assert (out / "step_times.png").read_bytes().startswith(b"\x89PNG")

@@ -66,8 +66,10 @@ for name in sys.argv[1:] or registry.names():
         Exchange(name, [generator], comm, groups).finish()
     idle = counting + silence_per_s * (time.monotonic() - began)
     counted = comm.gather_objects(f"end.{name}", sent_bytes(f"after.{name}") - before - idle)
-    a_rank = price(compressor, gradient, comm.size, node_size=comm.local_size).wire_bytes
-    found[name] = {"counted": sum(counted) / comm.size, "priced": STEPS * comm.local_size * a_rank}
+    state = {}
+    prices = [price(compressor, gradient, comm.size, state, comm.local_size) for _ in range(STEPS)]
+    priced = comm.local_size * sum(step.wire_bytes for step in prices)
+    found[name] = {"counted": sum(counted) / comm.size, "priced": priced}
 if comm.rank == 0:
     print(json.dumps(found))
 comm.close()

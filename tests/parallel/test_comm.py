@@ -1,5 +1,6 @@
 """Expectations are functions of rank and size, so that they hold at any N."""
 
+import statistics
 import time
 
 import pytest
@@ -55,13 +56,15 @@ def test_gather_objects(comm, longest):
 def test_horovod_looks_when_there_is_something_to_do(comm):
     """Not only every 250 ms; nor if ranks hand over late, or in other orders."""
     names = ["a", "b", "c", "d"]
-    start = time.monotonic()
+    took = []
     for _ in range(10):
         time.sleep(0.002 * comm.rank)
+        start = time.monotonic()
         mine = names[comm.rank :] + names[: comm.rank]
         handles = {name: comm.sum_async(f"look.{name}", torch.ones(1)) for name in mine}
         assert [handles[name].wait().item() for name in names] == [comm.size] * 4
-    assert time.monotonic() - start < 2, "each of ten rounds would wait for a look"
+        took.append(time.monotonic() - start)
+    assert statistics.median(took) < 0.1, "most rounds waited for a look"
 
 
 def test_broadcast(comm):

@@ -193,8 +193,13 @@ def test_horovods_thread_sleeps_until_there_is_something(tmp_path):
     found = {what: int(ms) for ms, what in map(str.split, said)}
     for whole in ("idle", "untold", "strange"):  # nobody ever told it; what it has is of a group that is not ready
         assert found[whole] >= 50, found
-    for ended in ("group", "told", "before", "pending"):
-        assert found[ended] < 2000, found
+    for ended, most in {
+        "group": 1000,
+        "told": 1000,
+        "before": 200,
+        "pending": 200,
+    }.items():  # one ms, on a busy machine
+        assert found[ended] < most, found
     assert compiler.impatient(program) == ["mpi/mpi_controller.cc", "gloo/transport/tcp/loop.cc"]
 
 

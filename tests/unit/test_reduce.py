@@ -12,12 +12,14 @@ from hvd_llm import mesh
 from hvd_llm.comm import WORLD
 from hvd_llm.comm.solo import Solo
 from hvd_llm.compress import registry
-from hvd_llm.compress.base import AllToAll, Gather, Sum, compressor
+from hvd_llm.compress.base import AllToAll, At, Gather, Sum, compressor
 from hvd_llm.compress.none import none
 from hvd_llm.errors import UserError
 from hvd_llm.reduce import lockstep, policy
 from hvd_llm.reduce.buckets import allocate, readiness
+from hvd_llm.reduce.exchange import Exchange
 from hvd_llm.reduce.memory import Memory, take_over
+from hvd_llm.reduce.pricing import price, together
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
 from hvd_llm.trace import NoTrace
@@ -180,3 +182,24 @@ def test_a_compressor_takes_up_only_what_it_kept():
         buckets = allocate(parameters, policy.plan(parameters, ["weight"], 1000, registry.find(name)), Solo().allocate)
         (state,) = Memory(buckets, kept).draft(0)
         assert state.keys() == slots
+
+
+def test_sums_travel_together_if_they_are_of_one_type():
+    """As many bytes as are priced: P of two matrices in float16, beside a matrix that is sent as it is; Q of both."""
+
+    class Recording(Solo):
+        def sum_async(self, name, tensor, group=WORLD):
+            sent.append((tensor.dtype, tensor.numel()))
+            return super().sum_async(name, tensor, group)
+
+    found, shapes = registry.find("powersgd(rank=2)"), [(1, 40, 24), (1, 30, 24), (1, 2, 2)]
+    states: list[dict] = [{} for _ in shapes]
+    for expected in ([(torch.float32, 144)], [(torch.float16, 140), (torch.float32, 4)]):
+        given, sent = [torch.randn(shape) for shape in shapes], []
+        generators = [found(each, state, At()) for each, state in zip(given, states, strict=True)]
+        exchange = Exchange("w", generators, Recording(), {"world": WORLD})
+        assert [result.shape for result in exchange.finish()] == [each.shape for each in given]
+        assert sent == [*expected, (torch.float32, 96)]
+        assert exchange.rounds == 2
+    priced = together([price(found, each, 2, state) for each, state in zip(given, states, strict=True)])
+    assert [operation.sent_bytes for operation in priced.operations] == [140 * 2, 4 * 4, 96 * 4]

@@ -3,7 +3,8 @@
 // A look is a collective of all ranks. Ten milliseconds apart, they cost four ranks on two cores a tenth of a training
 // step, most of it in vain, and still each round of a compressor waited for the next one. With `horovod_wake` a look
 // comes when something was handed to Horovod, then every millisecond while this rank has something that others have not,
-// and HOROVOD_CYCLE_TIME is how long the next one is put off otherwise. Where nobody calls it, Horovod sleeps as ever.
+// and HOROVOD_CYCLE_TIME is how long the next one is put off otherwise. Where nobody calls it, Horovod sleeps as ever,
+// but while something waits for its start, or for a group to be made.
 #pragma once
 
 #include <algorithm>
@@ -38,17 +39,12 @@ struct PatientQueue : Queue {  // it may look at what is protected there
   }
 };
 
-template <class Queue>
-static bool patient_empty(Queue& queue) {
-  return PatientQueue<Queue>::empty(queue);
-}
-
 template <class State>
 static void patient_sleep(std::chrono::nanoseconds duration, State& state) {
   bool waiting = false;  // for ranks that have not handed over what this one has
   for (auto id : state.process_set_table.Ids()) {
     auto& set = state.process_set_table.Get(id);
-    waiting |= set.initialization_done && !patient_empty(set.tensor_queue);
+    waiting |= set.initialization_done && !PatientQueue<decltype(set.tensor_queue)>::empty(set.tensor_queue);
   }
   std::unique_lock<std::mutex> lock(patient_mutex);
   if (waiting && patient_told) duration = std::min(duration, std::chrono::nanoseconds(1000000));
@@ -56,8 +52,10 @@ static void patient_sleep(std::chrono::nanoseconds duration, State& state) {
   patient_awake = false;
 }
 
+// Whoever else sleeps in this file does so in milliseconds: those who start Horovod, make groups or end them, which that
+// thread is to do.
 template <class State>
-static void patient_sleep(std::chrono::milliseconds duration, State&) {  // others wait for what the thread does next
+static void patient_sleep(std::chrono::milliseconds duration, State&) {
   patient_wake(false);
   std::this_thread::sleep_for(duration);
 }
