@@ -45,12 +45,12 @@ def measure(mib: float, rounds: int) -> pd.DataFrame:
     out, rows = torch.empty_like(gradient), []
     found = {name: registry.find(name) for name in registry.names()}
     payloads = {name: two_phase.encode(codec, gradient) for name, codec in CODECS.items()}
-    states: dict[str, dict] = {name: {} for name in found}
+    states: dict[str, list[dict]] = {name: [{}] for name in found}
     for number in tqdm(range(rounds + 2), desc=f"{mib:g} MiB", unit="round"):
         turn = [("copy", "exchange", _seconds(lambda: out.copy_(gradient)), 0.0)]
         for name, compressor in found.items():
             given = gradient.view(-1, 1024, 256) if compressor.takes == "matrices" else gradient
-            cost = price(compressor, given, 2, states[name])
+            cost = price(compressor, [given], 2, states[name])
             turn.append((name, "exchange", cost.kernel_s, cost.wire_bytes))
         for name, codec in CODECS.items():
             turn.append((name, "encode", _seconds(lambda codec=codec: two_phase.encode(codec, gradient)), 0.0))

@@ -13,7 +13,8 @@ The generator knows no transport, so the same code runs over Horovod, on simulat
   all ranks kept is the sum of what they gave.
 - `state` holds the generator's tensors between steps. They are kept by parameter, so their first dimension is
   that of `gradient`. Replace them, never write into them: a step that is skipped takes the old ones back.
-- `at` says where and when: rank, size, step; `at.within(group)` the same within a group.
+- `at` says where and when: rank, size, step; `at.within(group)` the same within a group. `at.result(gradient)` is a
+  good place for what is returned.
 
 A tensor that was yielded belongs to the driver, which may overwrite it.
 """
@@ -91,6 +92,7 @@ class At:
         step: from 0.
         feedback: whether what `gradient` holds in the end is kept for the next step.
         groups: rank and size in each group, by name.
+        free: memory shaped like `gradient` that nobody else needs now, if there is any.
     """
 
     name: str = ""
@@ -100,10 +102,17 @@ class At:
     seed: int = 0
     feedback: bool = False
     groups: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    free: Tensor | None = field(default=None, compare=False)
 
     def within(self, group: str) -> "At":
         rank, size = self.groups[group]
-        return dataclasses.replace(self, rank=rank, size=size, groups={})
+        return dataclasses.replace(self, rank=rank, size=size, groups={}, free=None)
+
+    def result(self, gradient: Tensor) -> Tensor:
+        """Memory for the result, once nothing more is read from `gradient`; a result elsewhere is copied again."""
+        if not self.feedback:
+            return gradient
+        return torch.empty_like(gradient) if self.free is None else self.free
 
     def generator(self, device: torch.device, *, everyone: bool) -> torch.Generator:
         """A source of random numbers that depends on nothing but this; the same for everyone, or for each rank its own.
@@ -145,7 +154,7 @@ class Compressor:
         decay = float(options.pop("feedback", 0))
         if not decay:
             return self.function(gradient, state, at, **options)
-        return with_feedback(self.function, decay)(gradient, state, dataclasses.replace(at, feedback=True), **options)
+        return with_feedback(self.function, decay)(gradient, state, at, **options)
 
     @property
     def defaults(self) -> dict[str, Any]:

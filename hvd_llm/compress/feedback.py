@@ -5,6 +5,8 @@ rank's own: what it gave less what it sent, not less what came back, which would
 of time. It is kept in float32 whatever the gradient's type, by parameter, in units of the gradient itself.
 """
 
+import dataclasses
+
 import torch
 
 
@@ -20,7 +22,8 @@ def with_feedback(function, decay: float = 1.0):
             rest = torch.add(gradient, state["error"], alpha=decay)  # float32, as the error is
         else:
             rest = gradient.to(torch.float32, copy=True)
-        total = yield from function(rest, state, at, **options)
+        free = gradient if gradient.dtype == rest.dtype else None
+        total = yield from function(rest, state, dataclasses.replace(at, feedback=True, free=free), **options)
         state["error"] = rest
         return total
 

@@ -35,7 +35,7 @@ def powersgd(gradient_KMN, state, at, rank: int = 4):
         gradient_KMN.baddbmm_(p_KMR, q_KNR.mT, alpha=-1)
     q_KNR = yield Sum(q_KNR)
     state["q"] = q_KNR
-    return p_KMR @ q_KNR.mT
+    return torch.bmm(p_KMR, q_KNR.mT, out=at.result(gradient_KMN))
 
 
 def _start(at, like: Tensor, rank: int) -> Tensor:

@@ -19,7 +19,7 @@ from hvd_llm.reduce import network, policy
 from hvd_llm.reduce.buckets import allocate
 from hvd_llm.reduce.network import Network
 from hvd_llm.reduce.policy import Planned
-from hvd_llm.reduce.pricing import Price, price, together
+from hvd_llm.reduce.pricing import Price, price
 
 _NEAR = 1.02  # a step longer than the shortest by less is as good, if it loses less
 
@@ -156,11 +156,9 @@ def _price(parameters: Mapping[str, nn.Parameter], names: Sequence[str], compres
 
     (bucket,) = allocate(parameters, [Planned(tuple(names), compressor)], random)
     states: list[State] = [{} for _ in bucket.segments]
-    runs = []
-    for _ in range(4):  # the first has no state yet, and cold caches
-        segments = zip(bucket.segments, states, strict=True)
-        runs.append(together([price(compressor, segment.tensor, size, state) for segment, state in segments]))
-    return min(runs[1:], key=lambda run: run.kernel_s)
+    gradients = [segment.tensor for segment in bucket.segments]
+    runs = [price(compressor, gradients, size, states) for _ in range(4)]
+    return min(runs[1:], key=lambda run: run.kernel_s)  # the first has no state yet, and cold caches
 
 
 def from_json(saved: Mapping, among: Sequence[Compressor]) -> tuple[Prediction, list[Planned]]:

@@ -7,22 +7,18 @@ of several buckets overlap with each other and with backward.
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hvd_llm.comm import Comm, Group, Handle
 from hvd_llm.compress.base import AllToAll, Gather, Request, Sum
 from hvd_llm.reduce.pricing import sent_bytes
+from hvd_llm.reduce.rounds import Rounds
 
 
 class Exchange:
-    """One bucket's exchange in one step. Round k's operations are `{name}.{k}.{first generator it is for}`.
-
-    A bucket may hold several generators of one kind, a stack of matrices each. They go from round to round together,
-    and their sums of one dtype travel as one operation; one may be done before the others.
+    """One bucket's exchange in one step. Operation i of round k is called `{name}.{k}.{i}`.
 
     Attributes:
-        rounds: that have begun.
         payload_bytes: of all requests so far, but for those among the ranks of a host.
         sent_bytes: what this rank sends for them (see `pricing`).
     """
@@ -38,67 +34,41 @@ class Exchange:
 
         Args:
             name: the same on all ranks, unique among the exchanges under way.
+            generators: they go from round to round together (see `rounds`).
             groups: what the names in requests ("world", "node", …) stand for on this rank.
         """
-        self._results: dict[int, Tensor] = {}
         self.payload_bytes, self.sent_bytes = 0, 0.0
-        self._name, self._generators, self._comm, self._groups = name, generators, comm, groups
-        self.rounds = 0
-        self._requests: dict[int, Request] = {}  # generator → what it waits for
-        self._pending: list[tuple[Handle, list[int]]] = []  # and the generators that it is for
-        self._resume(dict.fromkeys(range(len(generators))))
+        self._name, self._comm, self._groups = name, comm, groups
+        self._rounds = Rounds(generators)
+        self._pending: list[Handle] = self._send(self._rounds.begin())
+
+    @property
+    def rounds(self) -> int:
+        """That have begun."""
+        return self._rounds.begun
 
     def advance(self) -> bool:
         """Take every step that needs no waiting; return whether the exchange is over."""
-        while self._pending and all(handle.ready() for handle, _ in self._pending):
-            self._resume(self._answers())
+        while self._pending and all(handle.ready() for handle in self._pending):
+            self._next()
         return not self._pending
 
     def finish(self) -> list[Tensor]:
         """Wait for all rounds and return the reduced gradients, one for each generator."""
         while self._pending:
-            self._resume(self._answers())
-        return [self._results[index] for index in range(len(self._generators))]
+            self._next()
+        return [result for _, result in sorted(self._rounds.results.items())]
 
-    def _answers(self) -> dict[int, Any]:
-        answers = {}
-        for handle, indices in self._pending:
-            answer = handle.wait()
-            if len(indices) == 1:
-                answers[indices[0]] = answer
-                continue
-            sums = [self._requests[index].tensor for index in indices]
-            parts = answer.split([tensor.numel() for tensor in sums])
-            answers |= {index: part.view_as(sum) for index, part, sum in zip(indices, parts, sums, strict=True)}
-        return answers
+    def _next(self) -> None:
+        self._pending = self._send(self._rounds.resume([handle.wait() for handle in self._pending]))
 
-    def _resume(self, answers: Mapping[int, Any]) -> None:
-        self._requests = {}
-        for index, answer in answers.items():
-            try:
-                self._requests[index] = self._generators[index].send(answer)
-            except StopIteration as stop:
-                self._results[index] = stop.value
-        requests = list(self._requests.values())
+    def _send(self, requests: Sequence[Request]) -> list[Handle]:
         for request in requests:
             if request.group != "node":
                 self.payload_bytes += request.payload_bytes
                 self.sent_bytes += sent_bytes(request, *self._comm.place(self._groups[request.group]))
-        together: dict[tuple, list[int]] = {}
-        for index, request in self._requests.items():
-            kind = (request.group, request.tensor.dtype) if isinstance(request, Sum) else (index,)
-            together.setdefault(kind, []).append(index)
         name = f"{self._name}.{self.rounds}"
-        self._pending = [
-            (self._issue(f"{name}.{indices[0]}", self._joined(indices)), indices) for indices in together.values()
-        ]
-        self.rounds += bool(requests)
-
-    def _joined(self, indices: list[int]) -> Request:
-        requests = [self._requests[index] for index in indices]
-        if len(requests) == 1:
-            return requests[0]
-        return Sum(torch.cat([request.tensor.reshape(-1) for request in requests]), requests[0].group)
+        return [self._issue(f"{name}.{place}", request) for place, request in enumerate(requests)]
 
     def _issue(self, name: str, request: Request) -> Handle:
         group = self._groups[request.group]

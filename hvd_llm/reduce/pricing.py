@@ -1,12 +1,12 @@
 """The pricing driver: what a compressor costs one rank of any number, without any other rank.
 
-It runs the generator on real numbers, as rank 0, and answers its requests with made-up ones of the right size. Bytes
-are those of the algorithms that MPI and Gloo use for large tensors; time is that of the generator alone.
+It runs generators on real numbers, as rank 0, and answers their requests with made-up ones of the right size. Bytes
+are those of the algorithms that MPI and Gloo use for large tensors; time is that of the generators alone.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hvd_llm.compress.base import AllToAll, At, Compressor, Gather, Request, State, Sum
 from hvd_llm.device import moment
+from hvd_llm.reduce.rounds import Rounds
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,11 @@ class Operation:
             "all_to_all".
         sent_bytes: payload that the rank sends, what it passes on for others included.
         group: name of the group among which it does.
-        dtype: of what is summed.
     """
 
     kind: str
     sent_bytes: float
     group: str = "world"
-    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -62,36 +61,21 @@ class Price:
         return self.sent_bytes * 1514 / 1448
 
 
-def together(prices: Sequence[Price]) -> Price:
-    """The price of exchanges that go from round to round together: their sums travel as one (see `exchange`)."""
-    operations: list[Operation] = []
-    for round_ in zip_longest(*(price.operations for price in prices)):
-        sums: dict[tuple, list[Operation]] = {}
-        for operation in filter(None, round_):
-            if operation.kind in ("bucket", "sum"):
-                sums.setdefault((operation.group, operation.dtype), []).append(operation)
-            else:
-                operations.append(operation)
-        for kind, same in sums.items():
-            several = Operation("sum", sum(operation.sent_bytes for operation in same), *kind)
-            operations.append(same[0] if len(same) == 1 else several)
-    return Price(tuple(operations), sum(price.kernel_s for price in prices))
-
-
 def rehearse(compressor: Compressor, size: int, node_size: int) -> None:
     """Find out whether a compressor can be used among so many ranks.
 
     Raises:
         UserError: it says that it cannot.
     """
-    price(compressor, torch.ones((2, 64, 64) if compressor.takes == "matrices" else 10_000), size, None, node_size)
+    shape = (2, 64, 64) if compressor.takes == "matrices" else (10_000,)
+    price(compressor, [torch.ones(shape)], size, node_size=node_size)
 
 
 def price(
     compressor: Compressor,
-    gradient: Tensor,
+    gradients: Sequence[Tensor],
     size: int,
-    state: State | None = None,
+    states: Sequence[State] | None = None,
     node_size: int = 1,
 ) -> Price:
     """Run one exchange as rank 0 of `size`.
@@ -99,26 +83,26 @@ def price(
     What a rank of the world sends to another is taken to leave the host.
 
     Args:
-        gradient: as the compressor takes it; it is left alone.
-        state: of an earlier step, changed in place; none at the first.
+        gradients: as the compressor takes them, of the same bucket; they are left alone.
+        states: of an earlier step, changed in place; none at the first.
         node_size: ranks on each host.
     """
     sizes = {"world": size, "node": node_size, "across": size // node_size}
     at = At("price", 0, size, groups={name: (0, count) for name, count in sizes.items()})
-    gradient = gradient.clone()
-    generator = compressor(gradient, {} if state is None else state, at)
-    operations, kernel_s, answer = [], 0.0, None
+    gradients = [gradient.clone() for gradient in gradients]
+    states = states or [{} for _ in gradients]
+    rounds = Rounds([compressor(gradient, state, at) for gradient, state in zip(gradients, states, strict=True)])
+    operations, kernel_s, step = [], 0.0, rounds.begin
     while True:
-        began = moment(gradient.device)
-        try:
-            request = generator.send(answer)
-        except StopIteration:
-            return Price(tuple(operations), kernel_s + moment(gradient.device) - began)
-        kernel_s += moment(gradient.device) - began
-        sent = sent_bytes(request, 0, sizes[request.group])
-        dtype = request.tensor.dtype if isinstance(request, Sum) else torch.float32
-        operations.append(Operation(_kind(request, gradient), sent, request.group, dtype))
-        answer = _invent(request, sizes[request.group])
+        began = moment(gradients[0].device)
+        requests = step()
+        kernel_s += moment(gradients[0].device) - began
+        if not requests:
+            return Price(tuple(operations), kernel_s)
+        for request in requests:
+            sent = sent_bytes(request, 0, sizes[request.group])
+            operations.append(Operation(_kind(request, gradients), sent, request.group))
+        step = partial(rounds.resume, [_invent(request, sizes[request.group]) for request in requests])
 
 
 def sent_bytes(request: Request, rank: int, size: int) -> float:
@@ -133,9 +117,10 @@ def sent_bytes(request: Request, rank: int, size: int) -> float:
             return sum(tensor.nbytes for other, tensor in enumerate(tensors) if other != rank)
 
 
-def _kind(request: Request, gradient: Tensor) -> str:
+def _kind(request: Request, gradients: Sequence[Tensor]) -> str:
     if isinstance(request, Sum):
-        return "bucket" if request.tensor.data_ptr() == gradient.data_ptr() else "sum"
+        lies_there = any(request.tensor.data_ptr() == gradient.data_ptr() for gradient in gradients)
+        return "bucket" if lies_there else "sum"
     return "gather" if isinstance(request, Gather) else "all_to_all"
 
 

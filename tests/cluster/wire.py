@@ -66,8 +66,8 @@ for name in sys.argv[1:] or registry.names():
         Exchange(name, [generator], comm, groups).finish()
     idle = counting + silence_per_s * (time.monotonic() - began)
     counted = comm.gather_objects(f"end.{name}", sent_bytes(f"after.{name}") - before - idle)
-    state = {}
-    prices = [price(compressor, gradient, comm.size, state, comm.local_size) for _ in range(STEPS)]
+    states = [{}]
+    prices = [price(compressor, [gradient], comm.size, states, comm.local_size) for _ in range(STEPS)]
     priced = comm.local_size * sum(step.wire_bytes for step in prices)
     found[name] = {"counted": sum(counted) / comm.size, "priced": priced}
 if comm.rank == 0:

@@ -309,7 +309,7 @@ def test_rounding_at_random_is_right_in_the_mean():
 def test_a_price_needs_no_other_ranks(compressor, size):
     """Bytes per element stay below those of a plain ring (and some counts), or of everybody's choice gathered."""
     mine = gradient(compressor, 0)
-    found = price(compressor, mine, size)
+    found = price(compressor, [mine], size)
     if size == 1:
         assert found.sent_bytes == 0
         return
@@ -332,7 +332,7 @@ def test_rows_are_added_up_and_nothing_else_is_sent(world):
     for result in world.reduce(found, [part.clone() for part in parts], [{} for _ in world.ranks], At("weight")):
         assert torch.equal(result, total)
     if world.size > 1:
-        assert price(found, parts[-1], world.size).sent_bytes < 0.05 * price(none, parts[-1], world.size).sent_bytes
+        assert price(found, [parts[-1]], world.size).sent_bytes < 0.05 * price(none, [parts[-1]], world.size).sent_bytes
 
 
 def test_many_rows_are_added_as_a_table(world):
@@ -348,8 +348,8 @@ def test_hosts_send_less_if_their_ranks_add_up_first(name):
     """8 hosts of 8 ranks: what a rank sends to other hosts is priced at an eighth of what a host of one rank sends."""
     alone, together = registry.find(name), registry.find(f"hierarchical(across={name})")
     mine = torch.randn(8, 256, 256) if alone.takes == "matrices" else torch.randn(2**19)
-    found = price(together, mine, 64, node_size=8)
-    assert found.sent_bytes == pytest.approx(price(alone, mine, 8).sent_bytes / 8, rel=0.02)
+    found = price(together, [mine], 64, node_size=8)
+    assert found.sent_bytes == pytest.approx(price(alone, [mine], 8).sent_bytes / 8, rel=0.02)
     assert found.node_bytes == pytest.approx(2 * 7 / 8 * mine.nbytes, rel=0.02)
 
 

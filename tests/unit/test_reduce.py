@@ -19,7 +19,7 @@ from hvd_llm.reduce import lockstep, policy
 from hvd_llm.reduce.buckets import allocate, readiness
 from hvd_llm.reduce.exchange import Exchange
 from hvd_llm.reduce.memory import Memory, take_over
-from hvd_llm.reduce.pricing import price, together
+from hvd_llm.reduce.pricing import price
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
 from hvd_llm.trace import NoTrace
@@ -201,5 +201,5 @@ def test_sums_travel_together_if_they_are_of_one_type():
         assert [result.shape for result in exchange.finish()] == [each.shape for each in given]
         assert sent == [*expected, (torch.float32, 96)]
         assert exchange.rounds == 2
-    priced = together([price(found, each, 2, state) for each, state in zip(given, states, strict=True)])
+    priced = price(found, given, 2, states)
     assert [operation.sent_bytes for operation in priced.operations] == [140 * 2, 4 * 4, 96 * 4]
