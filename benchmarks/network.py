@@ -2,7 +2,8 @@
 
 The hosts are those of `benchmarks.hosts`, on this machine. Every contender is a job over all of them. In every round
 and at every rate, each does about the same number of seconds of steps while the others are stopped; so the bytes that
-the hosts send meanwhile are its own. What is compared are ratios within a round, to the fastest kind of torch DDP.
+the hosts send meanwhile are its own. What is compared are ratios within a round, to the fastest kind of torch DDP;
+without one, to the first contender.
 """
 
 import argparse
@@ -103,7 +104,7 @@ class Measurement:
             controller: [name for name in self._args.contenders if name not in incomplete]
             for controller, incomplete in self.incomplete.items()
         }
-        return record.ratios_to_ddp(pd.DataFrame(self.times), completed)
+        return record.ratios_to_peer(pd.DataFrame(self.times), completed)
 
 
 def _settings(args: argparse.Namespace) -> dict:
@@ -125,10 +126,11 @@ def _start(name: str, controller: str, hosts: Hosts, args: argparse.Namespace, f
 def show(table: pd.DataFrame, incomplete: dict[str, dict[str, str]]) -> None:
     for (controller, rate), rows in table.groupby(["controller", "rate"], sort=False):
         print(f"\n{controller}, {rate}: medians over {rows['rounds'].max()} rounds")
-        print(f"{'':32}{'ms/step':>9}{'MB sent':>9}{'ratio':>8}  quartiles; to {rows['over'].iloc[0] or 'nothing'}")
+        print(f"{'':32}{'ms/step':>9}{'MB sent':>9}{'ratio':>8}  quartiles; to {rows['over'].iloc[0]}")
         for row in rows.itertuples():
             spread = f"{row.lower_quartile:.3f} - {row.upper_quartile:.3f}"
-            print(f"{row.contender:32}{row.ms:9.1f}{row.sent_bytes / 1e6:9.2f}{row.ratio:8.3f}  {spread}")
+            name = row.contender if len(row.contender) <= 32 else f"{row.contender}\n{'':32}"
+            print(f"{name:32}{row.ms:9.1f}{row.sent_bytes / 1e6:9.2f}{row.ratio:8.3f}  {spread}")
     for controller, names in incomplete.items():
         for name, why in names.items():
             print(f"\n{name} did not complete on {controller}: {why}")

@@ -43,8 +43,8 @@ def ratios(times: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def ratios_to_ddp(times: pd.DataFrame, completed: dict[str, list[str]]) -> pd.DataFrame:
-    """Each contender's step time over that of the fastest DDP, taken within a round.
+def ratios_to_peer(times: pd.DataFrame, completed: dict[str, list[str]]) -> pd.DataFrame:
+    """Each contender's step time over that of the fastest DDP, or without one of the first, taken within a round.
 
     Args:
         times: columns controller, rate, contender, round, seconds (a step of the slowest rank), sent_bytes.
@@ -52,7 +52,7 @@ def ratios_to_ddp(times: pd.DataFrame, completed: dict[str, list[str]]) -> pd.Da
 
     Returns:
         A row per controller, rate and contender: median and quartiles of a step in ms, median of its sent_bytes, `over`
-        (that DDP; empty without one), and median and quartiles of the ratio.
+        (what it is compared with), and median and quartiles of the ratio.
     """
     rows = []
     for (controller, rate), group in times.groupby(["controller", "rate"], sort=False):
@@ -60,10 +60,11 @@ def ratios_to_ddp(times: pd.DataFrame, completed: dict[str, list[str]]) -> pd.Da
             group.pivot(index="round", columns="contender", values=what) for what in ("seconds", "sent_bytes")
         )
         names = [name for name in completed[controller] if name in seconds]
-        over = min((name for name in names if name.startswith("ddp")), key=seconds.median().get, default="")
+        peers = [name for name in names if name.startswith("ddp")] or names[:1]
+        over = min(peers, key=seconds.median().get, default="")
         for name in names:
             ms = 1e3 * seconds[name].quantile(_QUARTILES)
-            ratio = (seconds[name] / seconds[over]).quantile(_QUARTILES) if over else [float("nan")] * 3
+            ratio = (seconds[name] / seconds[over]).quantile(_QUARTILES)
             rows.append((controller, rate, name, seconds[name].count(), *ms, sent[name].median(), over, *ratio))
     columns = (
         "controller rate contender rounds lower_ms ms upper_ms sent_bytes over lower_quartile ratio upper_quartile"
@@ -112,14 +113,16 @@ def ratio_figure(table: pd.DataFrame, path: Path) -> None:
 
 
 def time_figure(table: pd.DataFrame, path: Path) -> None:
-    """Draw what `ratios_to_ddp` returns: step times on a logarithmic axis, a row per controller, a panel per rate."""
+    """Draw what `ratios_to_peer` returns: step times on a logarithmic axis, a row per controller, a panel per rate."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator, NullFormatter
 
     controllers, rates = table["controller"].unique(), table["rate"].unique()
     names = list(table["contender"].unique())[::-1]
-    size = (1.5 + 3.5 * len(rates), len(controllers) * (1 + 0.25 * len(names)))
+    labels = [name.replace(",", ",\n") for name in names]
+    lines = sum(label.count("\n") + 1 for label in labels)
+    size = (1.5 + 3.5 * len(rates), len(controllers) * (1 + 0.25 * lines))
     shape = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
     figure, axes = plt.subplots(len(controllers), len(rates), figsize=size, **shape)
     for (i, controller), (j, rate) in itertools.product(enumerate(controllers), enumerate(rates)):
@@ -131,7 +134,7 @@ def time_figure(table: pd.DataFrame, path: Path) -> None:
             places = [names.index(name) for name in rows["contender"]]
             ax.errorbar(rows["ms"], places, xerr=spread, fmt="o", capsize=3, color=color)
         ax.set(xscale="log", title=f"{rate}, {controller}", xlabel="ms per step", yticks=range(len(names)))
-        ax.set_yticklabels(names)
+        ax.set_yticklabels(labels, fontsize=8)
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())

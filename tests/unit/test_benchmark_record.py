@@ -38,7 +38,7 @@ def test_ratios_are_to_the_fastest_ddp_that_completed():
         for name, seconds in (("ours", 1.0), ("ddp", 2.0 * factor), ("ddp_fp16", 4.0), ("ddp_gone", 0.1))
         for number in (1, 2, 3)
     ]
-    table = record.ratios_to_ddp(pd.DataFrame(rows), {"gloo": ["ours", "ddp", "ddp_fp16"]})
+    table = record.ratios_to_peer(pd.DataFrame(rows), {"gloo": ["ours", "ddp", "ddp_fp16"]})
     table = table.set_index(["rate", "contender"])
     assert table.loc["50mbit"]["over"].unique().tolist() == ["ddp_fp16"]
     assert table.loc["200mbit"]["over"].unique().tolist() == ["ddp"]
@@ -47,11 +47,13 @@ def test_ratios_are_to_the_fastest_ddp_that_completed():
     assert table.loc["200mbit", "ours"]["upper_ms"] == pytest.approx(2500)
 
 
-def test_without_a_ddp_there_are_times_and_no_ratios(tmp_path):
-    row = {"controller": "gloo", "rate": "1gbit", "contender": "ours", "round": 1, "seconds": 0.5, "sent_bytes": 8}
-    table = record.ratios_to_ddp(pd.DataFrame([row]), {"gloo": ["ours"]})
-    assert table["ms"].tolist() == [500]
-    assert table["ratio"].isna().all()
+def test_without_a_ddp_ratios_are_to_the_first_contender(tmp_path):
+    ours = "ours:int4,sync.every=64,sync.delay=12,sync.late=add,sync.outer_lr=1,sync.outer_momentum=0"
+    same = {"controller": "gloo", "rate": "1gbit", "round": 1, "sent_bytes": 8}
+    times = pd.DataFrame([same | {"contender": ours, "seconds": 0.5}, same | {"contender": "floor", "seconds": 0.25}])
+    table = record.ratios_to_peer(times, {"gloo": ["floor", ours]})
+    assert table["ms"].tolist() == [250, 500]
+    assert table["ratio"].tolist() == [1, 2]
     record.time_figure(table, tmp_path / "times.png")
     assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
 
