@@ -44,7 +44,7 @@ def ratios(times: pd.DataFrame) -> pd.DataFrame:
 
 
 def ratios_to_peer(times: pd.DataFrame, completed: dict[str, list[str]]) -> pd.DataFrame:
-    """Each contender's step time over that of the fastest DDP, or without one of the first, taken within a round.
+    """Each contender's step time over that of the fastest DDP (without one, of the first contender) in a round.
 
     Args:
         times: columns controller, rate, contender, round, seconds (a step of the slowest rank), sent_bytes.
@@ -121,8 +121,8 @@ def time_figure(table: pd.DataFrame, path: Path) -> None:
     controllers, rates = table["controller"].unique(), table["rate"].unique()
     names = list(table["contender"].unique())[::-1]
     labels = [name.replace(",", ",\n") for name in names]
-    lines = sum(label.count("\n") + 1 for label in labels)
-    size = (1.5 + 3.5 * len(rates), len(controllers) * (1 + 0.25 * lines))
+    lines = max(label.count("\n") for label in labels) + 1
+    size = (1.5 + 3.5 * len(rates), len(controllers) * (1 + 0.2 * len(names) * (lines + 0.25)))
     shape = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
     figure, axes = plt.subplots(len(controllers), len(rates), figsize=size, **shape)
     for (i, controller), (j, rate) in itertools.product(enumerate(controllers), enumerate(rates)):

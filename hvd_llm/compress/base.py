@@ -13,8 +13,8 @@ The generator knows no transport, so the same code runs over Horovod, on simulat
   all ranks kept is the sum of what they gave.
 - `state` holds the generator's tensors between steps. They are kept by parameter, so their first dimension is
   that of `gradient`. Replace them, never write into them: a step that is skipped takes the old ones back.
-- `at` says where and when: rank, size, step; `at.within(group)` the same within a group. `at.result(gradient)` is a
-  good place for what is returned.
+- `at` says where and when: rank, size, step; `at.within(group)` the same within a group.
+- What is returned may lie anywhere; in `at.result(gradient)` it need not be copied into the bucket.
 
 A tensor that was yielded belongs to the driver, which may overwrite it.
 """
@@ -92,7 +92,7 @@ class At:
         step: from 0.
         feedback: whether what `gradient` holds in the end is kept for the next step.
         groups: rank and size in each group, by name.
-        free: memory shaped like `gradient` that nobody else needs now, if there is any.
+        free: memory that nobody needs until the generator returns, if there is any.
     """
 
     name: str = ""
@@ -102,17 +102,18 @@ class At:
     seed: int = 0
     feedback: bool = False
     groups: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    free: Tensor | None = field(default=None, compare=False)
+    free: Tensor | None = field(default=None, compare=False, repr=False)
 
     def within(self, group: str) -> "At":
         rank, size = self.groups[group]
         return dataclasses.replace(self, rank=rank, size=size, groups={}, free=None)
 
     def result(self, gradient: Tensor) -> Tensor:
-        """Memory for the result, once nothing more is read from `gradient`; a result elsewhere is copied again."""
+        """Memory like `gradient` for the result, to be asked for once. It may be `gradient`'s own: look there first."""
         if not self.feedback:
             return gradient
-        return torch.empty_like(gradient) if self.free is None else self.free
+        fits = self.free is not None and (self.free.shape, self.free.dtype) == (gradient.shape, gradient.dtype)
+        return self.free if fits else torch.empty_like(gradient)
 
     def generator(self, device: torch.device, *, everyone: bool) -> torch.Generator:
         """A source of random numbers that depends on nothing but this; the same for everyone, or for each rank its own.
@@ -152,6 +153,7 @@ class Compressor:
     def __call__(self, gradient: Tensor, state: State, at: At) -> Exchange:
         options = dict(self.options)
         decay = float(options.pop("feedback", 0))
+        at = dataclasses.replace(at, free=None)  # one that runs others has it for its own result
         if not decay:
             return self.function(gradient, state, at, **options)
         return with_feedback(self.function, decay)(gradient, state, at, **options)
@@ -163,6 +165,11 @@ class Compressor:
         return {parameter.name: parameter.default for parameter in parameters} | dict(self.options)
 
     @property
+    def feeds_back(self) -> bool:
+        """Whether what was not sent in a step is added to the gradient of the next."""
+        return bool(self.options.get("feedback", 0))
+
+    @property
     def summary(self) -> str:
         return (self.function.__doc__ or "").strip().partition("\n")[0]
 
@@ -171,12 +178,12 @@ class Compressor:
 
         An error that is fed back is an error, whoever made it.
         """
-        return slot if slot == "error" and "feedback" in self.defaults else f"{self.name}.{slot}"
+        return slot if slot == "error" and self.feeds_back else f"{self.name}.{slot}"
 
     def slot(self, kept: str) -> str | None:
         """Undo `kept`; None if it is not this one's."""
         if kept == "error":
-            return kept if "feedback" in self.defaults else None
+            return kept if self.feeds_back else None
         name, _, slot = kept.rpartition(".")
         return slot if name == self.name else None
 

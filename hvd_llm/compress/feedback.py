@@ -19,11 +19,11 @@ def with_feedback(function, decay: float = 1.0):
 
     def corrected(gradient, state, at, **options):
         if "error" in state:
-            rest = torch.add(gradient, state["error"], alpha=decay)  # float32, as the error is
+            rest = torch.add(gradient, state["error"], alpha=decay).float()
         else:
             rest = gradient.to(torch.float32, copy=True)
-        free = gradient if gradient.dtype == rest.dtype else None
-        total = yield from function(rest, state, dataclasses.replace(at, feedback=True, free=free), **options)
+        # All of the gradient is in `rest` now.
+        total = yield from function(rest, state, dataclasses.replace(at, feedback=True, free=gradient), **options)
         state["error"] = rest
         return total
 

@@ -22,7 +22,7 @@ class Fp16:
         scale, halves = self._parts(values, payload)
         _, exponent = torch.frexp(torch.maximum(values.amin().neg_(), values.amax()))
         # An inf has no exponent; whatever the scale, it stays one.
-        torch.exp2(exponent.clamp_(-100, 100).sub_(15), out=scale)
+        torch.exp2(exponent.clamp_(-100, 128).sub_(15), out=scale)
         torch.mul(values, 1 / scale, out=halves)
 
     def decode(self, payload: Tensor, out: Tensor) -> None:

@@ -42,7 +42,7 @@ def two_phase(gradient: Tensor, at, codec: Codec):
     """Sum `gradient` over the group, encoded; leaves in it what was not sent if `at.feedback`."""
     assert gradient.dtype == torch.float32 or not at.feedback, "what is kept must be left in the gradient itself"
     gradient = gradient.float()
-    result = at.result(gradient)
+    result = at.result(gradient)  # maybe the same memory: nothing is decoded before all is encoded
     parts = _slices(gradient.view(-1), at.size, codec.block)
     results = _slices(result.view(-1), at.size, codec.block)
     sizes = [_size(codec, part.numel()) for part in parts]

@@ -16,9 +16,10 @@ from hvd_llm.reduce.rounds import Rounds
 
 
 class Exchange:
-    """One bucket's exchange in one step. Operation i of round k is called `{name}.{k}.{i}`.
+    """One bucket's exchange in one step. The operations of round k are called `{name}.{k}.0`, `{name}.{k}.1`, …
 
     Attributes:
+        rounds: that have begun.
         payload_bytes: of all requests so far, but for those among the ranks of a host.
         sent_bytes: what this rank sends for them (see `pricing`).
     """
@@ -44,7 +45,6 @@ class Exchange:
 
     @property
     def rounds(self) -> int:
-        """That have begun."""
         return self._rounds.begun
 
     def advance(self) -> bool:
@@ -67,7 +67,7 @@ class Exchange:
             if request.group != "node":
                 self.payload_bytes += request.payload_bytes
                 self.sent_bytes += sent_bytes(request, *self._comm.place(self._groups[request.group]))
-        name = f"{self._name}.{self.rounds}"
+        name = f"{self._name}.{self.rounds - 1}"
         return [self._issue(f"{name}.{place}", request) for place, request in enumerate(requests)]
 
     def _issue(self, name: str, request: Request) -> Handle:

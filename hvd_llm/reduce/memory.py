@@ -21,8 +21,9 @@ class Memory:
 
     def __init__(self, buckets: Sequence[Bucket], kept: Mapping[str, Mapping[str, Tensor]]):
         """Take up what a checkpoint kept, however its parameters were divided into buckets."""
-        self._segments = [bucket.segments for bucket in buckets]
-        self._kept = [[_join(segment, kept) for segment in segments] for segments in self._segments]
+        self._buckets = list(buckets)
+        self._kept = [[_join(segment, kept) for segment in bucket.segments] for bucket in buckets]
+        self._unsent = [_unsent(bucket, kept) for bucket in buckets]
         self._drafts: dict[int, list[State]] = {}
 
     def draft(self, bucket: int) -> list[State]:
@@ -30,10 +31,15 @@ class Memory:
         self._drafts[bucket] = [dict(state) for state in self._kept[bucket]]
         return self._drafts[bucket]
 
+    def unsent(self, bucket: int) -> Tensor | None:
+        """The errors of other compressors, from before a resume, if any: they belong to the next gradient."""
+        return self._unsent[bucket]
+
     def keep(self, bucket: int | None = None) -> None:
         """The step counts, or that of one bucket."""
         for index in list(self._drafts) if bucket is None else [bucket]:
             self._kept[index] = self._drafts.pop(index)
+            self._unsent[index] = None
 
     def drop(self, bucket: int | None = None) -> None:
         """The step is skipped, or that of one bucket."""
@@ -43,8 +49,12 @@ class Memory:
     def by_parameter(self) -> Named:
         """All that is kept, by parameter; tensors are views."""
         found: Named = {}
-        for segments, states in zip(self._segments, self._kept, strict=True):
-            for segment, state in zip(segments, states, strict=True):
+        for bucket, states, unsent in zip(self._buckets, self._kept, self._unsent, strict=True):
+            if unsent is not None:
+                pieces = unsent.split([view.numel() for view in bucket.views.values()])
+                for (name, view), piece in zip(bucket.views.items(), pieces, strict=True):
+                    found[name] = {"error": piece.view_as(view)}
+            for segment, state in zip(bucket.segments, states, strict=True):
                 for slot, value in state.items():
                     for name, piece in segment.cut(value).items():
                         shaped = piece.view_as(segment.views[name]) if value.shape == segment.tensor.shape else piece
@@ -54,7 +64,10 @@ class Memory:
 
 def _join(segment: Segment, kept: Mapping[str, Mapping[str, Tensor]]) -> State:
     """The state of a segment from what its compressor kept by parameter; what one of them lacks starts afresh."""
-    pieces = [kept.get(name, {}) for name in segment.views]
+    pieces = [dict(kept.get(name, {})) for name in segment.views]
+    if any("error" in piece for piece in pieces):  # a sum: who has none has zeros
+        for piece, view in zip(pieces, segment.views.values(), strict=True):
+            piece.setdefault("error", torch.zeros(view.shape))
     device = segment.tensor.device
     joined = {}
     for key in sorted(set.intersection(*(set(piece) for piece in pieces))):
@@ -67,6 +80,20 @@ def _join(segment: Segment, kept: Mapping[str, Mapping[str, Tensor]]) -> State:
         else:
             joined[slot] = torch.cat(parts).to(device)
     return joined
+
+
+def _unsent(bucket: Bucket, kept: Mapping[str, Mapping[str, Tensor]]) -> Tensor | None:
+    """The errors, (elements,), that a bucket's compressors would leave where they are; None without any."""
+    errors = {
+        name: kept[name]["error"]
+        for segment in bucket.segments
+        for name in segment.views
+        if not segment.compressor.feeds_back and "error" in kept.get(name, {})
+    }
+    if not errors:
+        return None
+    parts = [errors.get(name, torch.zeros(view.shape)).reshape(-1) for name, view in bucket.views.items()]
+    return torch.cat(parts).to(bucket.flat.device)
 
 
 def take_over(load: Callable[[int], Named], writers: int, rank: int, size: int, same: Collection[str]) -> Named:

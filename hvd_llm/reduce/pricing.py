@@ -90,7 +90,7 @@ def price(
     sizes = {"world": size, "node": node_size, "across": size // node_size}
     at = At("price", 0, size, groups={name: (0, count) for name, count in sizes.items()})
     gradients = [gradient.clone() for gradient in gradients]
-    states = states or [{} for _ in gradients]
+    states = [{} for _ in gradients] if states is None else states
     rounds = Rounds([compressor(gradient, state, at) for gradient, state in zip(gradients, states, strict=True)])
     operations, kernel_s, step = [], 0.0, rounds.begin
     while True:
@@ -119,8 +119,8 @@ def sent_bytes(request: Request, rank: int, size: int) -> float:
 
 def _kind(request: Request, gradients: Sequence[Tensor]) -> str:
     if isinstance(request, Sum):
-        lies_there = any(request.tensor.data_ptr() == gradient.data_ptr() for gradient in gradients)
-        return "bucket" if lies_there else "sum"
+        whole = len(gradients) == 1 and request.tensor.data_ptr() == gradients[0].data_ptr()
+        return "bucket" if whole else "sum"
     return "gather" if isinstance(request, Gather) else "all_to_all"
 
 

@@ -64,9 +64,9 @@ class _Asked:
         """Each generator's part of the answer."""
         if len(self.parts) == 1:
             return dict.fromkeys(self.parts, answer)
-        sums = [part.tensor for part in self.parts.values()]
-        pieces = answer.split([sum.numel() for sum in sums])
-        return {index: piece.view_as(sum) for index, piece, sum in zip(self.parts, pieces, sums, strict=True)}
+        given = [part.tensor for part in self.parts.values()]
+        pieces = answer.split([tensor.numel() for tensor in given])
+        return {index: piece.view_as(tensor) for index, piece, tensor in zip(self.parts, pieces, given, strict=True)}
 
 
 def _join(requests: Mapping[int, Request]) -> list[_Asked]:

@@ -76,6 +76,9 @@ class Sender:
             ready_ns: since when it could have gone; now if None.
         """
         ready_ns = ready_ns or now()
+        unsent = self.memory.unsent(bucket.index)
+        if unsent is not None:
+            bucket.flat.add_(unsent)
         lossy = compress and not bucket.segments[0].compressor.dense
         if lossy and not bucket.flat.sum().isfinite():
             bucket.flat.fill_(torch.nan)  # everywhere, so that no compressor can leave it out: all ranks must see it

@@ -41,7 +41,8 @@ class InTurn(Sender):
             assert not self._flights, "buckets of the last step are still under way"
             self._turns = [*range(self._early), *reversed(range(self._early, len(self.buckets)))]
             self._norms, self._idle = [], False
-        self._norms.append(torch.linalg.vector_norm(bucket.flat))
+        parts = [bucket.flat, self.memory.unsent(bucket.index)]
+        self._norms += [torch.linalg.vector_norm(part) for part in parts if part is not None]
         self._waiting[bucket.index] = step, compress, now()
         self.advance()
 

@@ -50,10 +50,11 @@ def test_ratios_are_to_the_fastest_ddp_that_completed():
 def test_without_a_ddp_ratios_are_to_the_first_contender(tmp_path):
     ours = "ours:int4,sync.every=64,sync.delay=12,sync.late=add,sync.outer_lr=1,sync.outer_momentum=0"
     same = {"controller": "gloo", "rate": "1gbit", "round": 1, "sent_bytes": 8}
-    times = pd.DataFrame([same | {"contender": ours, "seconds": 0.5}, same | {"contender": "floor", "seconds": 0.25}])
+    times = pd.DataFrame([same | {"contender": ours, "seconds": 0.25}, same | {"contender": "floor", "seconds": 0.5}])
     table = record.ratios_to_peer(times, {"gloo": ["floor", ours]})
-    assert table["ms"].tolist() == [250, 500]
-    assert table["ratio"].tolist() == [1, 2]
+    assert table["ms"].tolist() == [500, 250]
+    assert table["ratio"].tolist() == [1, 0.5]
+    assert table["over"].tolist() == ["floor"] * 2
     record.time_figure(table, tmp_path / "times.png")
     assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
 

@@ -21,7 +21,7 @@ from hvd_llm.reduce.exchange import Exchange
 from hvd_llm.reduce.memory import Memory, take_over
 from hvd_llm.reduce.pricing import price
 from hvd_llm.reduce.reducer import Reducer
-from hvd_llm.reduce.sender import Route
+from hvd_llm.reduce.sender import Route, Sender
 from hvd_llm.trace import NoTrace
 
 
@@ -177,11 +177,62 @@ def test_a_compressor_takes_up_only_what_it_kept():
     """`auto` may choose another one for a parameter when a run is resumed on other ranks."""
     parameters = {"weight": nn.Parameter(torch.zeros(8, 8))}
     kept = {"weight": {"powersgd.q": torch.ones(1, 8, 4), "error": torch.ones(8, 8)}}
-    expected = {"powersgd": {"q", "error"}, "onebit": {"error"}, "int8": {"error"}, "none": set()}
+    expected = {"powersgd": {"q", "error"}, "onebit": {"error"}, "int8": set(), "none": set()}
     for name, slots in expected.items():
         buckets = allocate(parameters, policy.plan(parameters, ["weight"], 1000, registry.find(name)), Solo().allocate)
         (state,) = Memory(buckets, kept).draft(0)
         assert state.keys() == slots
+
+
+@pytest.mark.parametrize("name", ["none", "int8", "powersgd(feedback=0)", "topk"])
+def test_errors_that_other_compressors_left_are_sent(name):
+    """`auto` may choose one without error feedback: then the errors are added to the first gradient that counts."""
+    parameters = {"a": nn.Parameter(torch.zeros(2, 8)), "b": nn.Parameter(torch.zeros(2, 8))}
+    kept = {"a": {"error": torch.full((2, 8), 3.0)}}
+    route = Route(Solo(), {"world": WORLD}, NoTrace())
+    sender = Sender("bucket", parameters, policy.plan(parameters, ["a", "b"], 1000, registry.find(name)), route, kept)
+    (bucket,) = sender.buckets
+    for counts, expected in ((False, 4.0), (True, 4.0), (True, 1.0)):
+        bucket.flat.fill_(1)
+        sender.send(bucket, step=0)
+        sender.finish([bucket])
+        for view, value in ((bucket.views["a"], expected), (bucket.views["b"], 1.0)):
+            torch.testing.assert_close(view, torch.full((2, 8), value), rtol=0, atol=0.02)
+        if counts:
+            sender.memory.keep()
+        else:
+            sender.memory.drop()
+            assert sender.memory.by_parameter()["a"]["error"].eq(3).all()
+    assert all("error" not in slots or not slots["error"].any() for slots in sender.memory.by_parameter().values())
+
+
+@pytest.mark.parametrize(
+    "name", ["none", "bf16", "int8", "int8(feedback=1)", "onebit", "powersgd", "powersgd(feedback=0)"]
+)
+def test_results_lie_in_the_bucket(name):
+    """They would be copied there."""
+    found, state = registry.find(name), {}
+    gradient = torch.randn(2, 64, 64)
+    gradient = gradient if found.takes == "matrices" else gradient.view(-1)
+    for _ in range(2):
+        (result,) = Exchange("w", [found(gradient, state, At())], Solo(), {"world": WORLD}).finish()
+        assert result.data_ptr() == gradient.data_ptr()
+        kept = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
+        assert gradient.untyped_storage().data_ptr() not in kept
+
+
+def test_who_runs_other_compressors_gets_a_result_of_each():
+    @compressor(feedback=1)
+    def twice(gradient, state, at):
+        coarse = yield from registry.find("int4(feedback=0)")(gradient.clone(), {}, at)
+        gradient -= coarse
+        fine = yield from registry.find("int4(feedback=0)")(gradient.clone(), {}, at)
+        gradient -= fine
+        return coarse + fine
+
+    given, states = torch.randn(1000), [{}]
+    (result,) = lockstep.reduce(twice, [given.clone()], states)
+    torch.testing.assert_close(result + states[0]["error"], given)
 
 
 def test_sums_travel_together_if_they_are_of_one_type():
@@ -203,3 +254,11 @@ def test_sums_travel_together_if_they_are_of_one_type():
         assert exchange.rounds == 2
     priced = price(found, given, 2, states)
     assert [operation.sent_bytes for operation in priced.operations] == [140 * 2, 4 * 4, 96 * 4]
+
+
+def test_vectors_are_sent_as_they_are():
+    parameters = {"weight": torch.zeros(8, 8), "bias": torch.zeros(8), "scale": torch.zeros(())}
+    for name in ("powersgd", "int4", "topk"):
+        planned = policy.plan(parameters, list(parameters), 1000, registry.find(name))
+        chosen = {parameter: each.compressor.name for each in planned for parameter in each.names}
+        assert chosen == {"weight": name, "bias": "none", "scale": "none"}

@@ -1,0 +1,149 @@
+"""Methods against their papers' formulas, written out once more: on one rank, so that nothing else is in the way."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hvd_llm.comm import WORLD
+from hvd_llm.comm.solo import Solo
+from hvd_llm.compress import demo, registry
+from hvd_llm.compress.base import At
+from hvd_llm.compress.fp8 import Fp8
+from hvd_llm.compress.half import Fp16
+from hvd_llm.compress.two_phase import decode, encode
+from hvd_llm.config import Sync
+from hvd_llm.reduce import lockstep, policy
+from hvd_llm.reduce.outer import Outer
+from hvd_llm.reduce.sender import Route
+from hvd_llm.reduce.turns import InTurn
+from hvd_llm.trace import NoTrace
+
+ROUTE = Route(Solo(), {"world": WORLD}, NoTrace())
+
+
+def through(codec, values: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(values)
+    decode(codec, encode(codec, values), out)
+    return out
+
+
+def test_every_code_of_fp8_is_what_torch_says_it_is():
+    codes = torch.arange(256, dtype=torch.uint8)
+    finite = codes.view(torch.float8_e4m3fn).float().isfinite()
+    out = torch.empty(256)
+    Fp8().levels(codes, out)
+    torch.testing.assert_close(out[finite] * 256, codes.view(torch.float8_e4m3fn).float()[finite], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-6, 1.0, 1e30])
+def test_fp16_keeps_its_bits_whatever_the_size(size):
+    values = size * torch.randn(1000, generator=torch.Generator().manual_seed(0)).clamp(0.01)
+    torch.testing.assert_close(through(Fp16(), values), values, rtol=2**-11, atol=0)
+
+
+def test_demo_looks_at_the_cosines_of_a_chunk():
+    """By what a DCT-II of an orthonormal basis does: each wave is one coefficient, as long as the wave."""
+    count = demo.SIDE
+    dct = demo.cosines(torch.empty(0, dtype=torch.float64))
+    for wave in (0, 1, 5, count - 1):
+        values = torch.cos(math.pi / count * (torch.arange(count, dtype=torch.float64) + 0.5) * wave)
+        expected = torch.zeros(count, dtype=torch.float64).index_fill(0, torch.tensor([wave]), float(values.norm()))
+        torch.testing.assert_close(dct @ values, expected)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_an_error_decays_as_asked(decay):
+    """Of 4096 elements eight are sent; the smallest never is, and its error is a geometric sum."""
+    found, state = registry.find(f"topk(keep=8, feedback={decay})"), {}
+    given = torch.linspace(1, 2, 4096)
+    for _ in range(3):
+        lockstep.reduce(found, [given.clone()], [state])
+    assert float(state["error"][0]) == pytest.approx(sum(decay**age for age in range(3)))
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_dgc_is_that_of_its_paper(warmup):
+    """Lin et al. 2018, algorithm 4 on one chunk: u = m u + g, v = v + u, and both forget what was sent."""
+    found, state = registry.find(f"dgc(keep=8, momentum=0.9, warmup={warmup})"), {}
+    random = torch.Generator().manual_seed(0)
+    u, v = torch.zeros(4096), torch.zeros(4096)
+    for step in range(8):
+        gradient = torch.randn(4096, generator=random)
+        (total,) = lockstep.reduce(found, [gradient.clone()], [state], At(step=step))
+        u = 0.9 * u + gradient
+        v = v + u
+        sent = 8 if step >= warmup else 8 * round(1024 * (8 / 1024) ** (step / warmup) / 8)
+        chosen = v.abs().topk(sent).indices
+        assert sorted(total.nonzero().view(-1).tolist()) == sorted(chosen.tolist())
+        torch.testing.assert_close(total[chosen], v[chosen], rtol=2**-8, atol=0)
+        v, u = v - total, u.index_fill(0, chosen, 0)
+        torch.testing.assert_close(state["velocity"], u)
+        torch.testing.assert_close(state["error"], v)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.25])
+def test_fragments_meet_in_turn_and_are_mixed_in_late(mix):
+    """Streaming DiLoCo, algorithm 2: two fragments half a round apart, taken up a step after they were sent."""
+    every, lr, momentum = 4, 0.7, 0.9
+    parameters = {name: nn.Parameter(torch.ones(3, dtype=torch.float64)) for name in "ab"}
+    plan = policy.plan(parameters, ["a", "b"], 1, registry.find("none"))
+    sync = Sync(every=every, fragments=2, delay=1, mix=mix, outer_lr=lr, outer_momentum=momentum)
+    outer = Outer(sync, parameters, plan, ROUTE)
+    outer.begin()
+    twins = {name: torch.ones(3, dtype=torch.float64) for name in "ab"}
+    anchors = {name: twin.clone() for name, twin in twins.items()}
+    velocities = {name: torch.zeros(3, dtype=torch.float64) for name in "ab"}
+    sent = {}
+    random = torch.Generator().manual_seed(0)
+    for step in range(12):
+        for name, parameter in parameters.items():
+            change = torch.randn(3, generator=random, dtype=torch.float64)
+            parameter.data += change
+            twins[name] = twins[name] + change
+        outer.after(step)
+        for name, turn in (("a", 2), ("b", 0)):  # steps done, modulo a round
+            if (since := sent.pop(name, None)) is not None:
+                velocities[name] = momentum * velocities[name] + since
+                anchors[name] = anchors[name] - lr * (since + momentum * velocities[name])
+                twins[name] = mix * twins[name] + (1 - mix) * anchors[name]
+            if (step + 1) % every == turn:
+                sent[name] = anchors[name] - twins[name]
+            torch.testing.assert_close(parameters[name].data, twins[name])
+
+
+def test_first_layers_go_first_once_backward_is_over():
+    """Buckets leave in backward's order until the network has all it can take, then the other way round."""
+
+    class Late:
+        def __init__(self, handle):
+            self.wait = handle.wait
+
+        def ready(self):
+            return comm.open
+
+    class Slow(Solo):
+        """What is sent is under way until the network is open."""
+
+        open = False
+
+        def sum_async(self, name, tensor, group=WORLD):
+            order.append(name)
+            return Late(super().sum_async(name, tensor, group))
+
+    parameters = {str(layer): nn.Parameter(torch.ones(3)) for layer in range(6)}
+    plan = policy.plan(parameters, list(parameters), 1, registry.find("none"))
+    comm, order = Slow(), []
+    sender = InTurn("bucket", parameters, plan, Route(comm, {"world": WORLD}, NoTrace()), {})
+    for _ in range(2):
+        comm.open = False
+        order.clear()
+        for bucket in sender.buckets:
+            sender.send(bucket, step=0)
+        sender.over()
+        comm.open = True
+        assert sender.finite()
+        sender.finish(sender.buckets)
+    buckets = [int(name.split(".")[1]) for name in order if name != "bucket.over"]
+    assert buckets == [0, 1, 5, 4, 3, 2]
