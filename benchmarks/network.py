@@ -27,7 +27,8 @@ MODELS = {  # GPT-2 of so many parameters
     "5m": {"model.layers": 5, "model.hidden": 256, "model.heads": 4},
     "30m": {"model.layers": 9, "model.hidden": 512, "model.heads": 8},
 }
-DEFAULT = ["ours", "ddp", "ddp_lean", "ddp_fp16", "ddp_powersgd", "stock_horovod", "stock_horovod_fp16", "floor"]
+OURS = ["ours", "ours:bf16", "ours:int8", "ours:int4", "ours:onebit", "ours:topk", "ours:powersgd"]
+PEERS = ["ddp", "ddp_lean", "ddp_fp16", "ddp_bf16", "ddp_powersgd", "stock_horovod", "stock_horovod_fp16"]
 
 
 class Measurement:
@@ -157,8 +158,14 @@ def _arguments() -> argparse.Namespace:
         help="of each host, or unlimited (default: %(default)s)",
     )
     add("--controllers", nargs="+", default=["gloo"], choices=["gloo", "mpi"], help="default: %(default)s")
-    add("--contenders", nargs="+", type=known, default=DEFAULT, help="such as ours:int8 (default: %(default)s)")
-    add("--rounds", type=int, default=7, help="turns of every contender (default: %(default)s)")
+    add(
+        "--contenders",
+        nargs="+",
+        type=known,
+        default=[*OURS, *PEERS, "floor"],
+        help="such as ours:int8 (default: %(default)s)",
+    )
+    add("--rounds", type=int, default=3, help="turns of every contender (default: %(default)s)")
     add("--turn", type=float, default=5, help="seconds of a turn, at least three steps (default: %(default)s)")
     add("--steps", type=int, default=20, help="most timed steps in a turn (default: %(default)s)")
     add("--warm-up", type=int, default=5, help="steps before all else (default: %(default)s)")

@@ -57,7 +57,10 @@ def test_candidates():
     assert [found.text for found in named] == ["none", "topk(keep=8, feedback=0.5)"]
 
 
-@pytest.mark.parametrize("text", ["auto(within='int8')", "auto(among=3)", "auto(among='nome')", "auto(among='topk(')"])
+@pytest.mark.parametrize(
+    "text",
+    ["auto(within='int8')", "auto(among='hierarchical')", "auto(among=3)", "auto(among='nome')", "auto(among='topk(')"],
+)
 def test_what_auto_cannot_be(text):
     with pytest.raises(UserError, match=r"reduce\.compressor is"):
         registry.candidates(text)
