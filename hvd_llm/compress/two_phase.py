@@ -16,8 +16,8 @@ from torch import Tensor
 
 from hvd_llm.compress.base import AllToAll, Gather
 
-# Elements coded at a time: few enough to stay in cache, enough for what every call of torch costs.
-CHUNK = 2**20
+# Elements coded at a time: few enough to stay in a core's cache; elsewhere enough for what every call of torch costs.
+CPU_CHUNK, CHUNK = 2**17, 2**20
 
 
 class Codec(Protocol):
@@ -45,7 +45,7 @@ def two_phase(gradient: Tensor, at, codec: Codec):
     result = at.result(gradient)  # maybe the same memory: nothing is decoded before all is encoded
     parts = _slices(gradient.view(-1), at.size, codec.block)
     results = _slices(result.view(-1), at.size, codec.block)
-    sizes = [_size(codec, part.numel()) for part in parts]
+    sizes = [_size(codec, part) for part in parts]
     own = parts[at.rank]
 
     nothing = own.new_empty(0, dtype=torch.uint8)
@@ -66,21 +66,22 @@ def _slices(flat: Tensor, count: int, block: int) -> list[Tensor]:
     return [flat[begin:end] for begin, end in pairwise(bounds)]
 
 
-def _lengths(codec: Codec, elements: int) -> list[int]:
+def _lengths(codec: Codec, values: Tensor) -> list[int]:
     """Elements of each chunk: whole blocks. A short last block is a chunk of its own, so that no other is padded."""
+    elements = values.numel()
     rest = elements % codec.block
-    step = max(CHUNK // codec.block, 1) * codec.block
+    step = max((CPU_CHUNK if values.device.type == "cpu" else CHUNK) // codec.block, 1) * codec.block
     whole = [min(step, elements - rest - begin) for begin in range(0, elements - rest, step)]
     return whole + [rest] if rest else whole
 
 
-def _size(codec: Codec, elements: int) -> int:
-    return sum(codec.size(length) for length in _lengths(codec, elements))
+def _size(codec: Codec, values: Tensor) -> int:
+    return sum(codec.size(length) for length in _lengths(codec, values))
 
 
 def _chunks(codec: Codec, values: Tensor, *payloads: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Numbers and, of each payload, the bytes that stand for them, a chunk at a time."""
-    lengths = _lengths(codec, values.numel())
+    lengths = _lengths(codec, values)
     sizes = [codec.size(length) for length in lengths]
     return zip(values.split(lengths), *(payload.split(sizes) for payload in payloads), strict=True)
 
@@ -91,7 +92,7 @@ def encode(codec: Codec, values: Tensor, keep: bool = False, others: Sequence[Te
     Args:
         keep: leave in `values` what the bytes do not say.
     """
-    payload = torch.empty(_size(codec, values.numel()), dtype=torch.uint8, device=values.device)
+    payload = torch.empty(_size(codec, values), dtype=torch.uint8, device=values.device)
     for chunk, piece, *more in _chunks(codec, values, payload, *others):
         for other in more:
             codec.add(other, chunk)

@@ -250,8 +250,8 @@ def test_two_bits_leave_what_max_says_of_normal_numbers_and_never_all(shape, lef
 @pytest.mark.parametrize("name", ["bf16", "int8", "fp8", "int4", "twobit", "onebit", "int8(block=96)"])
 def test_the_numbers_do_not_depend_on_how_many_are_coded_at_a_time(name, monkeypatch):
     found, outcomes = lossless(registry.find(name)), []
-    for chunk in (two_phase.CHUNK, 1024, 1):
-        monkeypatch.setattr(two_phase, "CHUNK", chunk)
+    for chunk in (two_phase.CPU_CHUNK, 1024, 1):
+        monkeypatch.setattr(two_phase, "CPU_CHUNK", chunk)
         states: list[dict] = [{} for _ in range(3)]
         results = run(Simulated(3), found, states)
         outcomes.append([*(result for step in results for result in step), *(state["error"] for state in states)])
