@@ -9,13 +9,14 @@ from torch import nn
 from hvd_llm.comm import WORLD
 from hvd_llm.comm.solo import Solo
 from hvd_llm.compress import demo, registry
-from hvd_llm.compress.base import At
+from hvd_llm.compress.base import At, Sum, compressor
 from hvd_llm.compress.fp8 import Fp8
 from hvd_llm.compress.half import Fp16
 from hvd_llm.compress.two_phase import decode, encode
 from hvd_llm.config import Sync
 from hvd_llm.reduce import lockstep, policy
 from hvd_llm.reduce.outer import Outer
+from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
 from hvd_llm.reduce.turns import InTurn
 from hvd_llm.trace import NoTrace
@@ -147,3 +148,62 @@ def test_first_layers_go_first_once_backward_is_over():
         sender.finish(sender.buckets)
     buckets = [int(name.split(".")[1]) for name in order if name != "bucket.over"]
     assert buckets == [0, 1, 5, 4, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("overlap", "expected"),
+    [
+        ("none", ["c", "b", "a", "sum", "sum", "sum", "sum", "sum", "sum"]),
+        ("backward", ["c", "sum", "b", "sum", "sum", "a", "sum", "sum", "sum"]),
+    ],
+)
+def test_buckets_leave_and_rounds_go_on_inside_backward(overlap, expected):
+    """Three layers, each a bucket of two rounds: when one's gradient arrives, the one before takes its second round."""
+
+    class Late:
+        """Ready when the next gradient has arrived, or the last."""
+
+        def __init__(self, handle):
+            self.wait, self.since = handle.wait, arrived()
+
+        def ready(self):
+            return arrived() > self.since or arrived() == len(parameters)
+
+    class Recording(Solo):
+        def sum_async(self, name, tensor, group=WORLD):
+            events.append("sum")
+            return Late(super().sum_async(name, tensor, group))
+
+    def arrived() -> int:
+        return len(events) - events.count("sum")
+
+    @compressor
+    def twice(gradient, state, at):
+        return (yield Sum((yield Sum(gradient))))
+
+    events: list[str] = []
+    parameters = {name: nn.Parameter(torch.eye(2)) for name in "abc"}
+    for name, parameter in parameters.items():
+        parameter.register_hook(lambda _, name=name: events.append(name))
+    plan = policy.plan(parameters, ["c", "b", "a"], 1, twice)
+    reducer = Reducer(parameters, plan, Route(Recording(), {"world": WORLD}, NoTrace()), overlap=overlap)
+    reducer.start()
+    reducer.last_pass()
+    (torch.ones(2) @ parameters["a"] @ parameters["b"] @ parameters["c"]).sum().backward()
+    reducer.finish()
+    assert events == expected
+
+
+def test_powersgd_starts_where_it_ended():
+    """Of a matrix that stays the same, a power method that goes on comes near the best approximation (section 3)."""
+    random = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(1, 64, 64, generator=random)).Q for _ in range(2))
+    matrix = left @ torch.diag(0.8 ** torch.arange(64)) @ right.mT
+    best = float(torch.linalg.svdvals(matrix)[0, 4:].norm())
+    found, state = registry.find("powersgd(rank=4, feedback=0)"), {}
+    errors = []
+    for step in range(12):
+        (result,) = lockstep.reduce(found, [matrix.clone()], [state], At("weight", step=step))
+        errors.append(float((result - matrix).norm()) / best)
+    assert errors[0] > 1.2
+    assert errors[-1] < 1.02
