@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, YELLOW, SKY, PURPLE = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7"
@@ -225,3 +225,22 @@ def _line(axes: Axes, rows: pd.DataFrame, y: str, number: int, label: str | None
 
 def _legend_above(axes: Axes) -> None:
     axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8.5, handlelength=1.4)
+
+
+def side_by_side(labels: pd.Series, values: pd.Series, spread: pd.DataFrame, axis: str) -> Callable[[Axes], None]:
+    """A point for each label, from the top; `spread` has the ends of its bar, or no columns."""
+
+    def plot(axes: Axes) -> None:
+        places = range(len(labels))[::-1]
+        error = np.abs(spread.sub(values, axis=0)).fillna(0).to_numpy().T if len(spread.columns) else None
+        axes.errorbar(values, places, xerr=error, fmt="o", ms=4, capsize=3, color=BLUE)
+        axes.set_yticks(places, labels, fontsize=8)
+        axes.set_xlabel(axis)
+        axes.grid(axis="y", visible=False)
+        if values.min() > 0 and values.max() > 4 * values.min():
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
+
+    return plot

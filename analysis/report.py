@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -9,16 +10,18 @@ import pandas as pd
 from tqdm import tqdm
 
 from analysis import advice, figures, provenance, tables
+from analysis.benchmark_folder import find_benchmarks, section
 from analysis.errors import AnalysisError
 from analysis.measure import measure_runs
 from analysis.run_folder import find_runs
 from analysis.scaling import Experiment, efficiency_table, experiment
-from analysis.sections import SECTIONS
+from analysis.sections import SECTIONS, Section
 
 HELP = "write the scaling report of one or more runs: HTML, figures, CSV"
 DESCRIPTION = """
 Write a scaling report: how fast the runs are at each number of ranks, how well that scales (with 95 %
-intervals), and where the time of a step goes.
+intervals), and where the time of a step goes. Folders of benchmarks (make bench and its kin) may be given
+with them, and are shown at the end.
 
 Runs with the same global batch are compared as strong scaling, runs with the same batch per rank as weak
 scaling; runs that agree in both are repeats. Runs that differ in anything else that matters (settings,
@@ -28,7 +31,9 @@ EPILOG = "example: python -m analysis report runs/gpt-1 runs/gpt-2 --out report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or a folder of run folders")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a run folder, a benchmark's, or a folder of such"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the report; may exist")
     parser.add_argument(
         "--warmup", type=int, metavar="K", help="steps of each launch to drop (default: 10 %%, 3 to 20)"
@@ -48,12 +53,17 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         AnalysisError: from reading, or an output folder that cannot be written.
     """
-    runs = find_runs(arguments.runs)
+    benchmarks = find_benchmarks(arguments.runs)
+    folders = [path for path in arguments.runs if path not in benchmarks]
+    if not folders:
+        raise AnalysisError(f"{arguments.runs[0]} is a benchmark's folder; give the folder of a training run with it")
+    runs = find_runs(folders)
+    beside = [section(path, number) for number, path in enumerate(benchmarks, 1)]
     measurements, left_out = measure_runs(runs, arguments.warmup)
     found = experiment(measurements, arguments.allow, left_out, arguments.warmup)
     losses, without = loss_table(runs)
     try:
-        page = write(found, losses, without, arguments.out)
+        page = write(found, losses, without, arguments.out, beside)
     except OSError as error:
         raise AnalysisError(f"cannot write the report to {arguments.out}: {error.strerror}") from None
     print(page)
@@ -73,8 +83,13 @@ def loss_table(runs) -> tuple[pd.DataFrame, list[str]]:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), without
 
 
-def write(found: Experiment, losses: pd.DataFrame, without_losses: list[str], out: Path) -> Path:
+def write(
+    found: Experiment, losses: pd.DataFrame, without_losses: list[str], out: Path, beside: Sequence[Section] = ()
+) -> Path:
     """Write report.html and everything beside it into `out`; the same input gives the same bytes.
+
+    Args:
+        beside: sections that are not made of the runs.
 
     Returns:
         the path of report.html.
@@ -82,16 +97,15 @@ def write(found: Experiment, losses: pd.DataFrame, without_losses: list[str], ou
     out.mkdir(parents=True, exist_ok=True)
     efficiency = efficiency_table(found.series)
     drawn = []
-    for make in tqdm(SECTIONS, desc="drawing", unit="section", delay=3, leave=False, disable=None):
-        section = make(found, losses)
-        if section is None:
-            continue
-        section.table.to_csv(out / f"{section.name}.csv", index=False, lineterminator="\n")
+    made = [make(found, losses) for make in SECTIONS]
+    sections = [one for one in (*made, *beside) if one is not None]
+    for one in tqdm(sections, desc="drawing", unit="section", delay=3, leave=False, disable=None):
+        one.table.to_csv(out / f"{one.name}.csv", index=False, lineterminator="\n")
         images = {}
-        if section.plot is not None:
-            images = {theme: figures.draw(section.plot, theme, section.height) for theme in ("light", "dark")}
-            (out / f"{section.name}.png").write_bytes(images["light"])
-        drawn.append((section, {theme: base64.b64encode(image).decode() for theme, image in images.items()}))
+        if one.plot is not None:
+            images = {theme: figures.draw(one.plot, theme, one.height) for theme in ("light", "dark")}
+            (out / f"{one.name}.png").write_bytes(images["light"])
+        drawn.append((one, {theme: base64.b64encode(image).decode() for theme, image in images.items()}))
     provenance.traces(found).to_csv(out / "traces.csv", index=False, lineterminator="\n")
     launches = provenance.launches(found)
     launches.to_csv(out / "launches.csv", index=False, lineterminator="\n")
