@@ -1,10 +1,8 @@
 """Folders of benchmarks (`make bench` and its kin), each a section of the report: who is how fast, side by side."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from analysis import figures, json_file
@@ -12,7 +10,7 @@ from analysis.errors import AnalysisError
 from analysis.sections import Section
 
 SCHEMA = "hvd_llm.bench/2"
-_MOST_ROWS = 400
+_MOST_ROWS, _LARGEST = 400, 1e15
 
 
 @dataclass(frozen=True)
@@ -71,13 +69,8 @@ KINDS = {
 }
 
 
-def find_benchmarks(paths: Sequence[Path]) -> list[Path]:
-    """The folders of benchmarks among `paths`, and those directly inside of them, in order."""
-    found: dict[Path, Path] = {}
-    for path in paths:
-        here = [path / "bench.json"] if (path / "bench.json").exists() else sorted(path.glob("*/bench.json"))
-        found |= {file.parent.resolve(): file.parent for file in here}
-    return list(found.values())
+def is_benchmark(path: Path) -> bool:
+    return (path / "bench.json").exists()
 
 
 def section(path: Path, number: int) -> Section:
@@ -99,27 +92,31 @@ def section(path: Path, number: int) -> Section:
     kind, ranks = KINDS[name], json_file.need(about, "ranks", int, str(where))
     table = _table(path / "ratios.csv", kind)
     shared = [column for column in kind.named[:-1] if table[column].nunique() == 1]
-    labels = table[[column for column in kind.named if column not in shared]].astype(str).agg(", ".join, axis=1)
+    labels = table[[column for column in kind.named if column not in shared]].agg(", ".join, axis=1)
+    labels = labels.str.replace(",", ",\n").str.replace(",\n ", ", ")  # long ones are contenders with settings
     told = ", ".join([f"{ranks} rank{'s' * (ranks != 1)}", *(f"{table[column].iloc[0]}" for column in shared)])
     plot = figures.side_by_side(labels, table[kind.value], table[list(kind.spread)], kind.axis)
     title = f"{kind.title}: {path.name}"
     text = f"{kind.text} Here: {told}."
-    return Section(f"benchmark-{number}", title, text, table, plot, table, 1 + 0.3 * len(table))
+    lines = 1 + labels.str.count("\n").max()
+    return Section(f"benchmark-{number}", title, text, table, plot, table, 1 + len(table) * (0.15 + 0.15 * lines))
 
 
 def _table(path: Path, kind: Kind) -> pd.DataFrame:
+    numbers = [kind.value, *kind.spread]
+    text, empty = dict.fromkeys(kind.named, str), {name: [""] for name in numbers}
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, nrows=_MOST_ROWS + 1, dtype=text, keep_default_na=False, na_values=empty)
     except OSError as error:
         raise AnalysisError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise AnalysisError(f"{path} is not a table: {str(error).splitlines()[0]:.150}") from None
-    numbers = [kind.value, *kind.spread]
     missing = [column for column in (*kind.named, *numbers) if column not in table]
     if missing or table.empty:
         raise AnalysisError(f"{path} has no {'rows' if not missing else f'column {missing[0]!r}'}")
-    if not all(map(pd.api.types.is_numeric_dtype, table[numbers].dtypes)) or np.isinf(table[numbers]).any(axis=None):
-        raise AnalysisError(f"{path}: {', '.join(numbers)} must be finite numbers")
+    drawn = table[numbers]
+    if not all(dtype.kind in "if" for dtype in drawn.dtypes) or (drawn.abs() > _LARGEST).any(axis=None):
+        raise AnalysisError(f"{path}: {', '.join(numbers)} must be numbers, of at most {_LARGEST:g}")
     if len(table) > _MOST_ROWS:
-        raise AnalysisError(f"{path} has {len(table):,} rows, more than the {_MOST_ROWS} that can be drawn")
+        raise AnalysisError(f"{path} has more than the {_MOST_ROWS} rows that can be drawn")
     return table

@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from analysis import advice, figures, provenance, tables
-from analysis.benchmark_folder import find_benchmarks, section
+from analysis.benchmark_folder import is_benchmark, section
 from analysis.errors import AnalysisError
 from analysis.measure import measure_runs
 from analysis.run_folder import find_runs
@@ -31,9 +31,8 @@ EPILOG = "example: python -m analysis report runs/gpt-1 runs/gpt-2 --out report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="a run folder, a benchmark's, or a folder of such"
-    )
+    what = "a run folder, a folder of run folders, or a benchmark's folder"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=what)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the report; may exist")
     parser.add_argument(
         "--warmup", type=int, metavar="K", help="steps of each launch to drop (default: 10 %%, 3 to 20)"
@@ -53,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         AnalysisError: from reading, or an output folder that cannot be written.
     """
-    benchmarks = find_benchmarks(arguments.runs)
-    folders = [path for path in arguments.runs if path not in benchmarks]
+    benchmarks = {path.resolve(): path for path in arguments.runs if is_benchmark(path)}.values()
+    folders = [path for path in arguments.runs if not is_benchmark(path)]
     if not folders:
         raise AnalysisError(f"{arguments.runs[0]} is a benchmark's folder; give the folder of a training run with it")
     runs = find_runs(folders)

@@ -62,13 +62,14 @@ def losses(run: Path) -> pd.DataFrame:
 
 def summary(curves: pd.DataFrame, sent: dict[str, float], first: str) -> pd.DataFrame:
     """A row per contender: its last loss, that over that of `first`, seconds, MB that a host sent in all; and its loss
-    when the fastest of them was through, between two of its tests by a straight line.
+    when the fastest of them was through, between two of its tests by a straight line; unknown before the first.
     """
     last = curves.groupby("contender", sort=False).last()
     table = last[["validation_loss", "seconds"]].copy()
     table.insert(1, "over_first", last["validation_loss"] / last["validation_loss"].get(first, float("nan")))
     tests = curves.groupby("contender", sort=False)[["seconds", "validation_loss"]]
-    table["loss_then"] = tests.apply(lambda rows: np.interp(last["seconds"].min(), *rows.T.to_numpy()))
+    then = last["seconds"].min()
+    table["loss_then"] = tests.apply(lambda rows: np.interp(then, *rows.dropna().T.to_numpy(), left=np.nan))
     table["megabytes"] = pd.Series(sent) / 1e6
     return table.reset_index()
 

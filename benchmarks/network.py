@@ -3,7 +3,7 @@
 The hosts are those of `benchmarks.hosts`, on this machine. Every contender is a job over all of them. In every round
 and at every rate, each does about the same number of seconds of steps while the others are stopped; so the bytes that
 the hosts send meanwhile are its own. What is compared are ratios within a round, to the fastest kind of torch DDP;
-without one, to the first contender.
+without one, to the first contender that completed.
 """
 
 import argparse

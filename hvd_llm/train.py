@@ -54,6 +54,7 @@ def train(config: Config, name: str, comm: Comm) -> Path:
         model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(where)
         among = registry.candidates(config.reduce.compressor)
     comm.require_same("configuration", asdict(replace(config, run=replace(config.run, dir="", threads=0))))
+    comm.require_same("kind of device", where.type)  # compressors code numbers in pieces that suit it
     comm.require_same("prepared data", dataset.fingerprint)
     steps = config.train.steps or math.ceil(config.train.epochs * training.steps_per_epoch)
     ranks = mesh.build(comm.rank, [machine["host"] for machine in machines])

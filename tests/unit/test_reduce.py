@@ -22,6 +22,7 @@ from hvd_llm.reduce.memory import Memory, take_over
 from hvd_llm.reduce.pricing import price
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route, Sender
+from hvd_llm.reduce.turns import InTurn
 from hvd_llm.trace import NoTrace
 
 
@@ -204,6 +205,17 @@ def test_errors_that_other_compressors_left_are_sent(name):
             sender.memory.drop()
             assert sender.memory.by_parameter()["a"]["error"].eq(3).all()
     assert all("error" not in slots or not slots["error"].any() for slots in sender.memory.by_parameter().values())
+
+
+def test_errors_that_were_left_may_make_a_sum_infinite():
+    parameters = {"a": nn.Parameter(torch.zeros(2, 8))}
+    route = Route(Solo(), {"world": WORLD}, NoTrace())
+    for kept in ({}, {"a": {"error": torch.full((2, 8), 3e38)}}):
+        sender = InTurn("bucket", parameters, policy.plan(parameters, ["a"], 1000, none), route, kept)
+        sender.buckets[0].flat.fill_(1)
+        sender.send(sender.buckets[0], step=0)
+        sender.over()
+        assert sender.finite() == (not kept)
 
 
 @pytest.mark.parametrize(

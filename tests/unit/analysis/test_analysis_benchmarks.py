@@ -37,7 +37,8 @@ def bench(request, tmp_path):
 
 def test_a_benchmark_is_a_section(bench, tmp_path):
     write_run(tmp_path / "runs" / "one")
-    for paths in ([tmp_path / "runs"], [bench, tmp_path / "runs" / "one"], [tmp_path / "runs", bench]):
+    again = bench / ".." / bench.name
+    for paths in ([bench, tmp_path / "runs" / "one"], [tmp_path / "runs", bench, again]):
         assert main(["report", *map(str, paths), "--out", str(tmp_path / "out")]) == 0
         page = (tmp_path / "out" / "report.html").read_text()
         assert page.count('<section id="benchmark-1">') == 1
@@ -66,19 +67,28 @@ def _kind(bench, value):
 def test_a_bad_folder_is_one_sentence(bench, spoil, sentence, tmp_path, capsys):
     write_run(tmp_path / "runs" / "one")
     spoil(bench)
-    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
+    assert main(["report", str(tmp_path / "runs"), str(bench), "--out", str(tmp_path / "out")]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("value", ["inf", "much"])
+@pytest.mark.parametrize("value", ["inf", "much", "1e308", "True", "NA"])
 def test_what_is_no_number_is_not_drawn(value, tmp_path, capsys):
     folder = tmp_path / "runs" / "bench-1"
     record.write(folder, pd.DataFrame(), RATIOS["kernels"], {"kind": "kernels", "ranks": 1})
     (folder / "ratios.csv").write_text((folder / "ratios.csv").read_text().replace("0.5", value))
     write_run(tmp_path / "runs" / "one")
-    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
-    assert "share_of_copy, lower_quartile, upper_quartile must be finite numbers" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "runs"), str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert "share_of_copy, lower_quartile, upper_quartile must be numbers" in capsys.readouterr().err
+
+
+def test_a_row_may_have_any_name(tmp_path):
+    folder = tmp_path / "bench-1"
+    names = ["None", "", "ours:twobit,sync.after=500,sync.every=64,sync.late=add,sync.outer_lr=1,sync.outer_momentum=0"]
+    table = pd.DataFrame({"contender": names, "validation_loss": [4.0, None, 4.1]})
+    record.write(folder, pd.DataFrame(), table, {"kind": "loss", "ranks": 1})
+    write_run(tmp_path / "one")
+    assert main(["report", str(tmp_path / "one"), str(folder), "--out", str(tmp_path / "out")]) == 0
 
 
 def test_a_report_needs_a_run(bench, tmp_path, capsys):
