@@ -4,11 +4,8 @@ A contender is a function of (config, comm) that returns `step()`: one optimizer
 """
 
 import argparse
-import atexit
 import re
-import shutil
 import socket
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +17,9 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from hvd_llm import device, mesh, models, optimizer
+from hvd_llm import device, mesh, models, optimizer, routing
 from hvd_llm.comm import Comm
 from hvd_llm.comm.solo import Solo
-from hvd_llm.compress import registry
 from hvd_llm.config import Config
 from hvd_llm.data import open_dataset, targets
 from hvd_llm.state import State
@@ -31,6 +27,11 @@ from hvd_llm.trace import NoTrace, Trace
 from hvd_llm.train import Trainer, batches
 
 Step = Callable[[], None]
+
+
+def trace_path(folder: str | Path, rank: int) -> Path:
+    """Where a contender that is traced has the trace of one of its ranks."""
+    return Path(folder) / f"rank-{rank:05d}.trace"
 
 
 class Apart(Solo):
@@ -51,10 +52,7 @@ class Apart(Solo):
 
 def ours(config: Config, comm: Comm) -> Step:
     """hvd_llm, the loop that `hvd-llm train` runs, traced"""
-    folder = Path(tempfile.mkdtemp())
-    trace = Trace(folder / "rank.trace", comm.rank, comm.size)
-    atexit.register(shutil.rmtree, folder)
-    return _trainer(config, comm, trace)
+    return _trainer(config, comm, Trace(trace_path(config.run.dir, comm.rank), comm.rank, comm.size))
 
 
 def over_horovod(config: Config, comm: Comm) -> Step:
@@ -213,7 +211,7 @@ def _trainer(config: Config, comm: Comm, trace: Trace) -> Step:
     state = State(config, _model(config, dataset))
     ranks = mesh.build(comm.rank, comm.gather_objects("hosts", socket.gethostname()))
     training = batches(config, dataset, "train")
-    among = registry.candidates(config.reduce.compressor)
+    among = routing.candidates(config)
     comm.register(ranks.named({group for compressor in among for group in compressor.groups}))
     trainer = Trainer(config, comm, state, ranks, training, training, among, config.train.steps, trace)
 

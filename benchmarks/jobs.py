@@ -86,12 +86,13 @@ class Job:
     ):
         """
         Args:
-            folder: an empty one, for the log and the words that ranks and driver exchange.
+            folder: an empty one, for the log, traces, and the words that ranks and driver exchange.
             start: starts a command on all ranks, with a file for what they print.
             options: settings, as `hvd-llm train` takes them.
         """
-        self.name = name
-        self._size, self._folder, self._blocks = size, folder, 0
+        self.name, self.folder = name, folder
+        self.steps = 0  # done so far
+        self._size, self._blocks = size, 0
         self._log = open(folder / "log", "w")  # noqa: SIM115 - open as long as the job
         command = [sys.executable, "-m", _RANK, name, config, "--words", str(folder), *options]
         self._ranks = start(command, self._log)
@@ -104,7 +105,7 @@ class Job:
         """
         self._signal(signal.SIGCONT)
         self._say(f"{warm_up} {steps}")
-        done = [self._folder / f"done-{self._blocks}-{rank}" for rank in range(self._size)]
+        done = [self.folder / f"done-{self._blocks}-{rank}" for rank in range(self._size)]
         began = time.monotonic()
         while not all(path.exists() for path in done):
             if self._ranks.poll() is not None:
@@ -114,12 +115,13 @@ class Job:
             time.sleep(0.005)
         self._signal(signal.SIGSTOP)
         self._blocks += 1
+        self.steps += warm_up + steps
         return max(float(path.read_text()) for path in done)
 
     def _say(self, word: str) -> None:
-        draft = self._folder / ".go"
+        draft = self.folder / ".go"
         draft.write_text(word)
-        draft.rename(self._folder / f"go-{self._blocks}")
+        draft.rename(self.folder / f"go-{self._blocks}")
 
     def _signal(self, which: int) -> None:
         """To the ranks alone: their launcher goes on watching them."""
@@ -130,7 +132,7 @@ class Job:
 
     def _last_words(self) -> str:
         """The first line of the log that names an error (what follows are the consequences), or its last."""
-        lines = [line.strip() for line in (self._folder / "log").read_text(errors="replace").splitlines()]
+        lines = [line.strip() for line in (self.folder / "log").read_text(errors="replace").splitlines()]
         errors = [match[1] for line in lines if (match := _ERROR.match(line))]
         return (errors[:1] or [line for line in lines if line][-1:] or ["not a word"])[0]
 

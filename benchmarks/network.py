@@ -7,21 +7,26 @@ without one, to the first contender that completed.
 """
 
 import argparse
+import math
 import sys
 import tempfile
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from analysis.steps import rank_steps
+from analysis.trace_file import open_trace
 from benchmarks import record, sandbox
-from benchmarks.contenders import find, known
+from benchmarks.contenders import find, known, trace_path
 from benchmarks.hosts import launch
 from benchmarks.jobs import Job, Jobs, Ranks, options
 from benchmarks.netns import UNLIMITED, Hosts, bits_per_second
 from benchmarks.side_by_side import SETTINGS
 from hvd_llm.errors import UserError
+from hvd_llm.reduce.pricing import FRAMING
 
 MODELS = {  # GPT-2 of so many parameters
     "5m": {"model.layers": 5, "model.hidden": 256, "model.heads": 4},
@@ -78,13 +83,18 @@ class Measurement:
         # The first step finds TCP as slow as at its start, and cold caches: it is not timed, but where a turn must be
         # of whole rounds, whose exchange is one step's.
         steps, warm_up = (wanted, 1) if every == 1 else (-(-wanted // every) * every, 0)
-        before = hosts.sent_bytes()
+        before, done = hosts.sent_bytes(), job.steps
         seconds = jobs.block(job, steps, warm_up)
         if seconds is None:
             return None
         sent = sum(hosts.sent_bytes()) - sum(before)
-        per_host = sent / (steps + warm_up) / len(before)
-        return {"contender": job.name, "steps": steps, "seconds": seconds, "sent_bytes": round(per_host)}
+        bytes_per_host = {
+            "sent_bytes": round(sent / (steps + warm_up) / len(before)),
+            "priced_bytes": priced_bytes(trace_path(job.folder, 0), range(done, job.steps))
+            if self._args.ranks_per_host == 1
+            else math.nan,
+        }
+        return {"contender": job.name, "steps": steps, "seconds": seconds, **bytes_per_host}
 
     def write(self) -> None:
         args = self._args
@@ -108,6 +118,17 @@ class Measurement:
         return record.ratios_to_peer(pd.DataFrame(self.times), completed)
 
 
+def priced_bytes(trace: Path, steps: range) -> float:
+    """What a rank should have sent in each of some steps by the price of its requests; NaN if it is not traced.
+
+    It is the same as what its host sends if it is alone there.
+    """
+    if not trace.exists():
+        return math.nan
+    measured = rank_steps(open_trace(trace))
+    return round(float(measured.sent_bytes[np.isin(measured.step, steps)].mean()) * FRAMING)
+
+
 def _settings(args: argparse.Namespace) -> dict:
     ranks = args.hosts * args.ranks_per_host
     batch = {"data.path": args.data, "train.global_batch": SETTINGS["train.micro_batch"] * ranks}
@@ -127,11 +148,12 @@ def _start(name: str, controller: str, hosts: Hosts, args: argparse.Namespace, f
 def show(table: pd.DataFrame, incomplete: dict[str, dict[str, str]]) -> None:
     for (controller, rate), rows in table.groupby(["controller", "rate"], sort=False):
         print(f"\n{controller}, {rate}: medians over {rows['rounds'].max()} rounds")
-        print(f"{'':32}{'ms/step':>9}{'MB sent':>9}{'ratio':>8}  quartiles; to {rows['over'].iloc[0]}")
+        print(f"{'':32}{'ms/step':>9}{'MB sent':>9}{'priced':>9}{'ratio':>8}  quartiles; to {rows['over'].iloc[0]}")
         for row in rows.itertuples():
             spread = f"{row.lower_quartile:.3f} - {row.upper_quartile:.3f}"
             name = row.contender if len(row.contender) <= 32 else f"{row.contender}\n{'':32}"
-            print(f"{name:32}{row.ms:9.1f}{row.sent_bytes / 1e6:9.2f}{row.ratio:8.3f}  {spread}")
+            priced = "" if math.isnan(row.priced_bytes) else f"{row.priced_bytes / 1e6:.2f}"
+            print(f"{name:32}{row.ms:9.1f}{row.sent_bytes / 1e6:9.2f}{priced:>9}{row.ratio:8.3f}  {spread}")
     for controller, names in incomplete.items():
         for name, why in names.items():
             print(f"\n{name} did not complete on {controller}: {why}")

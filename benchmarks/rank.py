@@ -30,7 +30,8 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--words", type=Path, required=True)
     args, changes = parser.parse_known_args()
-    config = configuration.load(args.config, overrides(changes) | args.contender.changes)
+    settings = {"run.dir": str(args.words), **overrides(changes), **args.contender.changes}
+    config = configuration.load(args.config, settings)
     contenders.settle(config)
     os.environ |= args.contender.environment | PATIENT
     comm = connect(config, groups=any(one.groups for one in registry.candidates(config.reduce.compressor)))

@@ -47,33 +47,34 @@ def ratios_to_peer(times: pd.DataFrame, completed: dict[str, list[str]]) -> pd.D
     """Each contender's step time over that of the fastest DDP (without one, of the first contender) in a round.
 
     Args:
-        times: columns controller, rate, contender, round, seconds (a step of the slowest rank), sent_bytes.
+        times: columns controller, rate, contender, round, seconds (a step of the slowest rank), sent_bytes,
+            priced_bytes.
         completed: controller → the contenders to compare, in the order in which to list them.
 
     Returns:
-        A row per controller, rate and contender: median and quartiles of a step in ms, median of its sent_bytes, `over`
-        (what it is compared with), and median and quartiles of the ratio.
+        A row per controller, rate and contender: median and quartiles of a step in ms, median of its sent_bytes and
+        priced_bytes, `over` (what it is compared with), and median and quartiles of the ratio.
     """
     rows = []
     for (controller, rate), group in times.groupby(["controller", "rate"], sort=False):
-        seconds, sent = (
-            group.pivot(index="round", columns="contender", values=what) for what in ("seconds", "sent_bytes")
-        )
+        wide = group.pivot(index="round", columns="contender", values=["seconds", "sent_bytes", "priced_bytes"])
+        seconds, bytes_sent = wide["seconds"], wide[["sent_bytes", "priced_bytes"]].median()
         names = [name for name in completed[controller] if name in seconds]
         peers = [name for name in names if name.startswith("ddp")] or names[:1]
         over = min(peers, key=seconds.median().get, default="")
         for name in names:
             ms = 1e3 * seconds[name].quantile(_QUARTILES)
             ratio = (seconds[name] / seconds[over]).quantile(_QUARTILES)
-            rows.append((controller, rate, name, seconds[name].count(), *ms, sent[name].median(), over, *ratio))
+            rows.append((controller, rate, name, seconds[name].count(), *ms, *bytes_sent[:, name], over, *ratio))
     columns = (
-        "controller rate contender rounds lower_ms ms upper_ms sent_bytes over lower_quartile ratio upper_quartile"
+        "controller rate contender rounds lower_ms ms upper_ms sent_bytes priced_bytes over lower_quartile ratio "
+        "upper_quartile"
     )
     return pd.DataFrame(rows, columns=columns.split())
 
 
 def write(folder: Path, times: pd.DataFrame, ratios: pd.DataFrame, about: dict[str, Any]) -> None:
-    """Write bench.json, times.csv and ratios.csv."""
+    """Write times.csv, ratios.csv and bench.json."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "schema": "hvd_llm.bench/2",
@@ -83,9 +84,9 @@ def write(folder: Path, times: pd.DataFrame, ratios: pd.DataFrame, about: dict[s
         "git": provenance.git(),
         "machine": provenance.machine(torch.device("cpu")),
     }
-    (folder / "bench.json").write_text(json.dumps(about, indent=1) + "\n")
     times.to_csv(folder / "times.csv", index=False)
     ratios.to_csv(folder / "ratios.csv", index=False)
+    (folder / "bench.json").write_text(json.dumps(about, indent=1) + "\n")  # last: it makes the folder a benchmark's
 
 
 def ratio_figure(table: pd.DataFrame, path: Path) -> None:

@@ -138,7 +138,8 @@ class Reduce:
     compressor: str = "none"
     """How gradients are sent, with options as in "topk(keep=32)"; `hvd-llm compressors` lists them. auto: a probe of
     the network, the kernels and the model chooses for each bucket; auto(among='int8 onebit') none or one of those,
-    the first of them if several are as fast."""
+    the first of them if several are as fast; auto(hierarchical=true) also each of them across hosts only, for hosts
+    with several ranks."""
     warmup_steps: Count = 0
     """First steps, in which gradients are sent as they are: compress when the learning rate has settled."""
     bucket_mb: PositiveFloat = 4.0

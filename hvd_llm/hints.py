@@ -25,6 +25,11 @@ def hints(config: Config, comm: Comm, threads: int, sharing: int, training: int,
     if config.trace.horovod_timeline and (comm.size == 1 or comm.shares_memory):
         why = "one rank does not use it" if comm.size == 1 else "these ranks sum gradients in memory they share"
         yield f"Horovod's timeline will have no gradients: {why}"
+    compressor = config.reduce.compressor
+    if "onebit" in compressor and config.optimizer.name == "adamw" and config.sync.every == 1:
+        yield "onebit says little of gradients' sizes, by which adamw steps: optimizer.name zero_one_adam can bear that"
+    if compressor.startswith("auto") and "hierarchical" not in compressor and 1 < comm.local_size < comm.size:
+        yield "hosts have several ranks: auto(hierarchical=true) may also sum within hosts first"
     usable = cores.usable()
     if threads * sharing > usable:
         yield (

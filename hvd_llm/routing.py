@@ -7,15 +7,18 @@ from torch import Tensor
 
 from hvd_llm import models
 from hvd_llm.comm import Comm
+from hvd_llm.compress import registry
 from hvd_llm.compress.base import Compressor
 from hvd_llm.compress.none import none
 from hvd_llm.config import Config
+from hvd_llm.errors import UserError
 from hvd_llm.reduce import auto, policy
 from hvd_llm.reduce.buckets import readiness
 from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.reducer import lookup
+from hvd_llm.reduce.sender import Route
 from hvd_llm.state import State
-from hvd_llm.trace import Trace, now
+from hvd_llm.trace import now
 
 MIB = 2**20
 
@@ -35,15 +38,33 @@ class Plan:
     why: str = ""
 
 
-def plan(
-    config: Config, comm: Comm, state: State, among: Sequence[Compressor], rehearse: Callable[[], None], trace: Trace
-) -> Plan:
+def candidates(config: Config) -> list[Compressor]:
+    """What `reduce.compressor` allows: one, or for auto several, `none` first.
+
+    Raises:
+        UserError: one of them cannot be, or not with this optimizer.
+    """
+    among = registry.candidates(config.reduce.compressor)
+    setting, value = ("sync.outer_momentum", config.sync.outer_momentum)
+    if config.sync.every == 1:
+        setting, value = ("optimizer.beta1", config.optimizer.beta1)
+    for compressor in among:
+        if compressor.momentum and value:
+            raise UserError(
+                f"reduce.compressor is {config.reduce.compressor!r}, which has momentum of its own, and {setting} is "
+                f"{value:g}, which would be a second one: set it to 0"
+            )
+    return among
+
+
+def plan(config: Config, route: Route, state: State, among: Sequence[Compressor], rehearse: Callable[[], None]) -> Plan:
     """Decide. Collective. What is found out is kept in `state.progress`: a resumed run goes on as it was.
 
     Args:
         among: what `reduce.compressor` allows.
         rehearse: runs a forward and a backward pass.
     """
+    comm = route.comm
     sparse, lookups = _by_rows(config, comm, state, among)
     parts = {lookup(name): leaf for name, leaf in lookups.items()}
     parameters, progress = state.parameters | parts, state.progress
@@ -51,7 +72,7 @@ def plan(
         order = list(readiness(parameters, rehearse))
         progress.bucket_order = comm.broadcast_object("bucket order", order)
     if len(among) > 1 and comm.size > 1:
-        return _choose(config, comm, state, among, rehearse, trace)
+        return _choose(config, route, state, among, rehearse)
     size = config.reduce.bucket_mb * MIB
     return Plan(policy.plan(parameters, progress.bucket_order, size, among[0], [*sparse, *parts]), lookups)
 
@@ -72,10 +93,10 @@ def _by_rows(
 
 
 def _choose(
-    config: Config, comm: Comm, state: State, among: Sequence[Compressor], rehearse: Callable[[], None], trace: Trace
+    config: Config, route: Route, state: State, among: Sequence[Compressor], rehearse: Callable[[], None]
 ) -> Plan:
     """For `reduce.compressor = auto`."""
-    progress, why = state.progress, ""
+    comm, trace, progress, why = route.comm, route.trace, state.progress, ""
     asked = {"ranks": comm.size, "among": [one.text for one in among], "bucket_mb": config.reduce.bucket_mb}
     if progress.choice.get("asked") != asked:
         share = -(-config.train.global_batch // comm.size)
@@ -85,6 +106,7 @@ def _choose(
             config.reduce.bucket_mb * MIB,
             among,
             comm,
+            route.groups,
             lambda: readiness(state.parameters, rehearse),
             passes=-(-share // config.train.micro_batch),
             overlap=config.reduce.overlap,

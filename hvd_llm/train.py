@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from hvd_llm import device, folders, mesh, models, optimizer, provenance, routing, runfolder, update
 from hvd_llm.comm import Comm
 from hvd_llm.comm.clock import clock_offset
-from hvd_llm.compress import registry
 from hvd_llm.config import Config
 from hvd_llm.data import Batches, Dataset, open_dataset, targets, tokens
 from hvd_llm.drift import fingerprint
@@ -52,7 +51,7 @@ def train(config: Config, name: str, comm: Comm) -> Path:
         if comm.size > config.train.global_batch:
             raise UserError(f"train.global_batch is {config.train.global_batch}, fewer than the {comm.size} ranks")
         model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(where)
-        among = registry.candidates(config.reduce.compressor)
+        among = routing.candidates(config)
     comm.require_same("configuration", asdict(replace(config, run=replace(config.run, dir="", threads=0))))
     comm.require_same("kind of device", where.type)  # compressors code numbers in pieces that suit it
     comm.require_same("prepared data", dataset.fingerprint)
@@ -173,7 +172,7 @@ class Trainer:
         state.model.train()
         groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
         route = Route(comm, groups, trace, config.run.seed)
-        plan = routing.plan(config, comm, state, among, self._rehearse, trace)
+        plan = routing.plan(config, route, state, among, self._rehearse)
         self.why = plan.why
         self.update = update.build(config, state, plan, route)
         self.reducer = self.update.reducer

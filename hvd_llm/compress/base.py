@@ -139,6 +139,7 @@ class Compressor:
         dense: whether it sends gradients as they are, so that every parameter may go through it.
         sums: whether what it returns is, or approaches, the sum. One that combines gradients in another way gets those
             of every parameter, vectors too.
+        momentum: whether it applies momentum of its own, beside which that of an optimizer would be a second one.
     """
 
     function: Callable[..., Exchange]
@@ -149,6 +150,7 @@ class Compressor:
     groups: tuple[str, ...] = ()
     dense: bool = False
     sums: bool = True
+    momentum: bool = False
 
     def __call__(self, gradient: Tensor, state: State, at: At) -> Exchange:
         options = dict(self.options)
@@ -206,7 +208,7 @@ class Compressor:
         """It takes what `inner` takes and keeps the same slots; the error feedback is its own, with `inner`'s decay."""
         options = {name: value for name, value in self.options.items() if name != "feedback"}
         feedback = {name: value for name, value in inner.options.items() if name == "feedback"}
-        lent = {"takes": inner.takes, "same": inner.same, "sums": inner.sums}
+        lent = {"takes": inner.takes, "same": inner.same, "sums": inner.sums, "momentum": inner.momentum}
         return dataclasses.replace(self, options=options | feedback, **lent)
 
     def __str__(self) -> str:
@@ -219,7 +221,7 @@ def compressor(function=None, *, feedback: float | None = None, **attributes):
     Args:
         feedback: gives it the option `feedback`, the share of what was not sent that is added to the next gradient,
             with this default (1: all of it, 0: none is kept).
-        attributes: `takes`, `same`, `groups`, `dense`, `sums` of `Compressor`.
+        attributes: `takes`, `same`, `groups`, `dense`, `sums`, `momentum` of `Compressor`.
     """
     if function is None:
         return lambda function: compressor(function, feedback=feedback, **attributes)

@@ -16,4 +16,4 @@ def run(args: argparse.Namespace) -> None:
         found = registry.find(name)
         options = ", ".join(f"{option}={value}" for option, value in found.defaults.items())
         print(f"{name + (f'({options})' if options else ''):40} {found.summary}")
-    print(f"{'auto(among=…)':40} what a probe finds fastest for each bucket, of: {registry.AMONG}")
+    print(f"{'auto(among=…, hierarchical=False)':40} what a probe finds fastest for each bucket, of: {registry.AMONG}")

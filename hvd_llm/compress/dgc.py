@@ -9,7 +9,7 @@ from hvd_llm.compress.base import compressor
 from hvd_llm.compress.topk import CHUNK, chunks, exchange
 
 
-@compressor
+@compressor(momentum=True)
 def dgc(gradient, state, at, keep: int = 64, momentum: float = 0.9, warmup: int = 0):
     """topk with momentum correction and warm-up, for SGD: 73x smaller for 2 ranks"""
     velocity, waiting = gradient.float(), gradient.float()

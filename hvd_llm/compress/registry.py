@@ -43,7 +43,10 @@ def find(text: str) -> Compressor:
 
 
 def candidates(text: str) -> list[Compressor]:
-    """What `reduce.compressor` allows: one, or for "auto" and "auto(among='…')" several, `none` first.
+    """What `reduce.compressor` allows: one, or for "auto" several, `none` first.
+
+    auto's options are `among`, words that name compressors, and `hierarchical`: whether each of them may also be used
+    across hosts only, behind `hierarchical`.
 
     Raises:
         UserError: one of them cannot be.
@@ -51,12 +54,13 @@ def candidates(text: str) -> list[Compressor]:
     name, options = _parse(text)
     if name != "auto":
         return [find(text)]
-    if options.keys() - {"among"} or not isinstance(options.get("among", ""), str):
-        raise UserError(f"reduce.compressor is {text!r}; auto has one option, as in \"auto(among='int8 onebit')\"")
-    named = [find(each) for each in _split(options.get("among", AMONG))]
-    grouped = [compressor.name for compressor in named if compressor.groups]
-    if grouped:
-        raise UserError(f"reduce.compressor is {text!r}: {grouped[0]} has groups of its own, which auto cannot judge")
+    among, hierarchical = options.pop("among", AMONG), options.pop("hierarchical", False)
+    if options or not isinstance(among, str) or not isinstance(hierarchical, bool):
+        raise UserError(f"reduce.compressor is {text!r}; write auto(among='int8 onebit', hierarchical=true), or less")
+    words = _split(among)
+    if hierarchical:
+        words = [each for word in words for each in (word, f"hierarchical(across={word})")]
+    named = [find(word) for word in words]
     return [none, *(compressor for compressor in named if compressor != none)]
 
 

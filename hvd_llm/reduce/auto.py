@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hvd_llm.comm import Comm
+from hvd_llm.comm import Comm, Group
 from hvd_llm.compress.base import Compressor, State
 from hvd_llm.compress.none import none
 from hvd_llm.reduce import network, policy
@@ -68,6 +68,7 @@ def choose(
     bucket_bytes: float,
     among: Sequence[Compressor],
     comm: Comm,
+    groups: Mapping[str, Group],
     readiness: Callable[[], Mapping[str, float]],
     passes: int = 1,
     overlap: str = "backward",
@@ -77,12 +78,15 @@ def choose(
     Args:
         order: parameter names as their gradients become ready.
         among: `none`, then what else may be chosen.
+        groups: what names of groups stand for on this rank: "world", and those that candidates ask for.
         readiness: runs a forward and a backward pass; parameter → seconds from its start to the gradient.
         passes: of these in a step.
         overlap: `reduce.overlap`.
     """
     readiness()  # the first pass is slower than all others
-    lines = network.measure(comm, parameters[order[0]].device)
+    asked = {"world"}.union(*(compressor.groups for compressor in among))
+    lines = network.measure(comm, parameters[order[0]].device, {name: groups[name] for name in sorted(asked)})
+    node_size = comm.place(groups["node"])[1]
     seconds = [readiness() for _ in range(2)]
     mine = [min(each[name] for each in seconds) for name in order]
     pass_s = dict(zip(order, _mean(comm, mine), strict=True))
@@ -90,7 +94,7 @@ def choose(
 
     def decide(cuts: Sequence[Sequence[str]], offers: Sequence[Sequence[Compressor]]) -> tuple[list[int], Prediction]:
         """By bucket, which to take, and what to expect then."""
-        costs = _costs(parameters, cuts, offers, comm, lines)
+        costs = _costs(parameters, cuts, offers, comm, node_size, lines)
         last = [max(pass_s[name] for name in names) - max(pass_s.values()) for names in cuts]
         ready_s = [compute_s + (0 if overlap == "none" else before) for before in last]
         chosen = search(costs, ready_s, compute_s, overlap == "forward")
@@ -118,10 +122,11 @@ def _costs(
     cuts: Sequence[Sequence[str]],
     offers: Sequence[Sequence[Compressor]],
     comm: Comm,
+    node_size: int,
     lines: Network,
 ) -> list[list[Cost]]:
     """By bucket and candidate; kernels take what they take on average, while all ranks compute."""
-    prices = _prices(parameters, cuts, offers, comm.size)
+    prices = _prices(parameters, cuts, offers, comm.size, node_size)
     kernels = iter(_mean(comm, [price.kernel_s for row in prices for price in row]))
     return [[Cost(next(kernels), *lines.seconds(price.operations)) for price in row] for row in prices]
 
@@ -131,6 +136,7 @@ def _prices(
     cuts: Sequence[Sequence[str]],
     offers: Sequence[Sequence[Compressor]],
     size: int,
+    node_size: int,
 ) -> list[list[Price]]:
     """By bucket and candidate; what has the same shapes is priced once."""
     known: dict[tuple, Price] = {}
@@ -138,7 +144,7 @@ def _prices(
         for compressor in offer:
             key = _shapes(parameters, names), compressor.text
             if key not in known:
-                known[key] = _price(parameters, names, compressor, size)
+                known[key] = _price(parameters, names, compressor, size, node_size)
     return [
         [known[_shapes(parameters, names), compressor.text] for compressor in offer]
         for names, offer in zip(cuts, offers, strict=True)
@@ -149,7 +155,9 @@ def _shapes(parameters: Mapping[str, nn.Parameter], names: Sequence[str]) -> tup
     return tuple(parameters[name].shape for name in names)
 
 
-def _price(parameters: Mapping[str, nn.Parameter], names: Sequence[str], compressor: Compressor, size: int) -> Price:
+def _price(
+    parameters: Mapping[str, nn.Parameter], names: Sequence[str], compressor: Compressor, size: int, node_size: int
+) -> Price:
     """Of a bucket's exchange, as it is once there is a state from earlier steps."""
 
     def random(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -158,9 +166,9 @@ def _price(parameters: Mapping[str, nn.Parameter], names: Sequence[str], compres
     (bucket,) = allocate(parameters, [Planned(tuple(names), compressor)], random)
     states: list[State] = [{} for _ in bucket.segments]
     gradients = [segment.tensor for segment in bucket.segments]
-    runs = [price(compressor, gradients, size, states)]  # it has no state yet, and cold caches
+    runs = [price(compressor, gradients, size, states, node_size)]  # it has no state yet, and cold caches
     while len(runs) < 2 or (len(runs) < 4 and runs[-1].kernel_s < _LONG_S):
-        runs.append(price(compressor, gradients, size, states))
+        runs.append(price(compressor, gradients, size, states, node_size))
     return min(runs[1:], key=lambda run: run.kernel_s)
 
 
@@ -236,7 +244,7 @@ def _why(
         size = sum(parameters[name].nbytes for name in planned.names)
         sizes[planned.compressor.text] = sizes.get(planned.compressor.text, 0) + size
     parts = ", ".join(f"{text} for {size / 1e6:.1f} MB" for text, size in sizes.items())
-    line = lines.lines["bucket"]
+    line = lines.lines["world", "bucket"]
     network = f"a sum here takes {line.latency_s * 1e3:.2g} ms and {line.per_byte_s * 1e9:.2g} ms per MB sent"
     gain = f"{chosen.step_s * 1e3:.0f} ms a step expected, {plain.step_s * 1e3:.0f} ms uncompressed"
     return f"reduce.compressor auto takes {parts}: {gain} ({network})"

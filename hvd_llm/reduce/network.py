@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hvd_llm.comm import Comm
+from hvd_llm.comm import WORLD, Comm, Group
 from hvd_llm.compress.base import AllToAll, Gather, Request, Sum
 from hvd_llm.device import moment
 from hvd_llm.reduce.pricing import Operation, sent_bytes
@@ -37,57 +37,66 @@ class Line:
 
 @dataclass(frozen=True)
 class Network:
-    """A line for each kind of operation (see `pricing.Operation`)."""
+    """A line for each group of ranks, by name, and kind of operation (see `pricing.Operation`)."""
 
-    lines: Mapping[str, Line]
+    lines: Mapping[tuple[str, str], Line]
 
     def seconds(self, operations: Sequence[Operation]) -> tuple[float, float]:
         """Latency of all of them together, and the seconds that their bytes take."""
-        pairs = [(self.lines[operation.kind], operation.sent_bytes) for operation in operations]
+        pairs = [(self.lines[operation.group, operation.kind], operation.sent_bytes) for operation in operations]
         return sum(line.latency_s for line, _ in pairs), sum(line.per_byte_s * sent for line, sent in pairs)
 
 
-def measure(comm: Comm, device: torch.device) -> Network:
-    """Time every kind of operation among all ranks, on tensors of `device`; the same answer on each. Collective."""
-    lines = {
-        kind: _line(comm, kind, make, _SHARED if kind == "bucket" else _LARGEST)  # shared memory is never given back
-        for kind, make in makes(comm, device).items()
-    }
-    return Network({"bucket": lines["sum"]} | lines)
+def measure(comm: Comm, device: torch.device, groups: Mapping[str, Group]) -> Network:
+    """Time every kind of operation, on tensors of `device`; the same answer on each rank. Collective.
+
+    Args:
+        groups: by name, in which of them: the world, or this rank's, while others of that name do the same.
+    """
+    lines = {}
+    for name, group in groups.items():
+        found = {
+            kind: _line(comm, group, kind, make, _SHARED if kind == "bucket" else _LARGEST)  # it is never given back
+            for kind, make in makes(comm, device, group).items()
+        }
+        lines |= {(name, kind): line for kind, line in ({"bucket": found["sum"]} | found).items()}
+    return Network(lines)
 
 
-def makes(comm: Comm, device: torch.device) -> dict[str, Make]:
+def makes(comm: Comm, device: torch.device, group: Group = WORLD) -> dict[str, Make]:
     """By kind of operation, what makes a request about so many float32 elements.
 
     So many are summed, gathered from all ranks together, or given by each rank to all. "bucket", the sum in shared
     memory, is among them where ranks share it; to make one is collective.
     """
+    _, size = comm.place(group)
 
     def part(elements: int) -> torch.Tensor:
-        return torch.zeros(-(-elements // comm.size), device=device)
+        return torch.zeros(-(-elements // size), device=device)
 
     found: dict[str, Make] = {
         "sum": lambda elements: Sum(torch.zeros(elements, device=device)),
         "gather": lambda elements: Gather(part(elements)),
-        "all_to_all": lambda elements: AllToAll([part(elements)] * comm.size),
+        "all_to_all": lambda elements: AllToAll([part(elements)] * size),
     }
-    if comm.shares_memory and device.type == "cpu":
+    if comm.shares_memory and device.type == "cpu" and size == comm.size:
         found["bucket"] = lambda elements: Sum(comm.allocate(elements, torch.float32, device))
     return found
 
 
-def duration(comm: Comm, kind: str, request: Request) -> float:
+def duration(comm: Comm, kind: str, request: Request, group: Group = WORLD) -> float:
     """Seconds of one operation, on the rank that it takes longest; the same answer on each. Collective."""
-    name = f"network.{kind}.{request.payload_bytes}"  # Horovod negotiates again when a name's shape changes
+    # Horovod negotiates again when a name's shape changes
+    name = f"network.{group.name}.{kind}.{request.payload_bytes}"
     device = (request.tensors[0] if isinstance(request, AllToAll) else request.tensor).device
     began = moment(device)
     match request:
         case Sum(tensor):
-            comm.sum(name, tensor)
+            comm.sum(name, tensor, group)
         case Gather(tensor):
-            comm.gather_async(name, tensor).wait()
+            comm.gather_async(name, tensor, group).wait()
         case AllToAll(tensors):
-            comm.all_to_all_async(name, tensors).wait()
+            comm.all_to_all_async(name, tensors, group).wait()
     mine = torch.tensor([moment(device) - began], dtype=torch.float64)
     return max(map(float, comm.gather_async("network.seconds", mine).wait()))
 
@@ -104,13 +113,15 @@ def fit(sent: Sequence[float], seconds: Sequence[float]) -> Line:
     return Line(max(0.0, float(latency_s)), max(0.0, float(per_byte_s)))
 
 
-def _line(comm: Comm, kind: str, make: Make, largest: int) -> Line:
+def _line(comm: Comm, group: Group, kind: str, make: Make, largest: int) -> Line:
     """From a small operation, and from the first that takes long, if any does."""
     small = make(_SMALL)
-    latency_s = statistics.median(duration(comm, kind, small) for _ in range(_REPEATS))
+    latency_s = statistics.median(duration(comm, kind, small, group) for _ in range(_REPEATS))
     elements, seconds = _SMALL, 0.0
     while seconds < _LONG_S and elements < largest:
         elements *= 4
         request = make(elements)
-        seconds = min(duration(comm, kind, request) for _ in range(2 if seconds < _LONG_S / 4 else 1))
-    return fit([sent_bytes(each, comm.rank, comm.size) for each in (small, request)], [latency_s, seconds])
+        seconds = min(duration(comm, kind, request, group) for _ in range(2 if seconds < _LONG_S / 4 else 1))
+    mine = [sent_bytes(each, *comm.place(group)) for each in (small, request)]
+    sent = [max(of_all) for of_all in zip(*comm.gather_objects("network.sent", mine), strict=True)]
+    return fit(sent, [latency_s, seconds]) if sent[1] else Line(0, 0)  # groups of one have nobody to send to

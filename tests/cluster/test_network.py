@@ -57,6 +57,8 @@ def test_numbers_are_those_of_the_network(tmp_path, data):
         assert ideal < row.sent_bytes < 1.3 * ideal
         assert row.seconds > 0.9 * row.sent_bytes * 8 / 100e6
         assert row.steps >= 2
+    assert 1 < times.loc["ours", "sent_bytes"] / times.loc["ours", "priced_bytes"] < 1.2  # small buckets
+    assert all_times["priced_bytes"].isna().tolist() == [True, False] * 2
     ratios = pd.read_csv(out / "ratios.csv").set_index(["rate", "contender"]).loc["100mbit"]
     assert ratios.loc["ddp", "ratio"] == 1
     assert ratios.loc["ours", "ratio"] == pytest.approx(times.loc["ours", "seconds"] / times.loc["ddp", "seconds"])

@@ -14,8 +14,10 @@ def _several(comm):
         pytest.skip("one rank exchanges nothing: there is nothing to choose")
 
 
-def test_all_ranks_choose_the_same(comm, folders):
-    together = trainer(comm, settings(folders, "causal", reduce=AUTO))
+@pytest.mark.parametrize("options", ["", ", hierarchical=true"])
+def test_all_ranks_choose_the_same(comm, folders, options):
+    chosen = AUTO | {"compressor": f"auto(among='int8 onebit'{options})"}
+    together = trainer(comm, settings(folders, "causal", reduce=chosen))
     comm.require_same("choice", together.state.progress.choice)
     assert together.why.startswith("reduce.compressor auto takes")
     assert len(together.state.progress.choice["exchange_s"]) == len(together.reducer.buckets)

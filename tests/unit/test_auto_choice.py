@@ -55,11 +55,18 @@ def test_candidates():
     assert len(automatic) > 3
     named = registry.candidates("auto(among='topk(keep=8, feedback=0.5) none')")
     assert [found.text for found in named] == ["none", "topk(keep=8, feedback=0.5)"]
+    doubled = registry.candidates("auto(among='none topk(keep=8)', hierarchical=true)")
+    assert [found.text for found in doubled] == [
+        "none",
+        "hierarchical(across=none)",
+        "topk(keep=8, feedback=1.0)",
+        "hierarchical(across=topk(keep=8, feedback=1.0), feedback=1.0)",
+    ]
 
 
 @pytest.mark.parametrize(
     "text",
-    ["auto(within='int8')", "auto(among='hierarchical')", "auto(among=3)", "auto(among='nome')", "auto(among='topk(')"],
+    ["auto(within='int8')", "auto(hierarchical=3)", "auto(among=3)", "auto(among='nome')", "auto(among='topk(')"],
 )
 def test_what_auto_cannot_be(text):
     with pytest.raises(UserError, match=r"reduce\.compressor is"):

@@ -1,6 +1,7 @@
 """The benchmark's arithmetic and what it leaves behind."""
 
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -33,6 +34,7 @@ def test_ratios_are_to_the_fastest_ddp_that_completed():
             "round": number,
             "seconds": seconds * number,
             "sent_bytes": 8,
+            "priced_bytes": 7 if name == "ours" else math.nan,
         }
         for rate, factor in (("50mbit", 4), ("200mbit", 1))
         for name, seconds in (("ours", 1.0), ("ddp", 2.0 * factor), ("ddp_fp16", 4.0), ("ddp_gone", 0.1))
@@ -45,11 +47,13 @@ def test_ratios_are_to_the_fastest_ddp_that_completed():
     assert table.loc["50mbit", "ours"]["ratio"] == pytest.approx(0.25)
     assert table.loc["200mbit", "ddp_fp16"]["ratio"] == pytest.approx(2)
     assert table.loc["200mbit", "ours"]["upper_ms"] == pytest.approx(2500)
+    assert table.loc["200mbit", "ours"]["priced_bytes"] == 7
+    assert table["priced_bytes"].isna().tolist() == [False, True, True] * 2
 
 
 def test_without_a_ddp_ratios_are_to_the_first_contender(tmp_path):
     ours = "ours:int4,sync.every=64,sync.delay=12,sync.late=add,sync.outer_lr=1,sync.outer_momentum=0"
-    same = {"controller": "gloo", "rate": "1gbit", "round": 1, "sent_bytes": 8}
+    same = {"controller": "gloo", "rate": "1gbit", "round": 1, "sent_bytes": 8, "priced_bytes": 8}
     times = pd.DataFrame([same | {"contender": ours, "seconds": 0.25}, same | {"contender": "floor", "seconds": 0.5}])
     table = record.ratios_to_peer(times, {"gloo": ["floor", ours]})
     assert table["ms"].tolist() == [500, 250]

@@ -14,6 +14,13 @@ CASES = {
     "no timeline of shared memory": ({"trace": {"horovod_timeline": True}}, {}, 1, "timeline will have no gradients"),
     "no shared memory": ({}, {"shares_memory": False}, 1, "cannot share memory, and sum gradients through mpi"),
     "a batch of all": ({"train": {"steps": 1, "global_batch": 2000}}, {}, 1, "1000 sequences: a step takes all"),
+    "signs": ({"reduce": {"compressor": "onebit"}}, {}, 1, "zero_one_adam can bear that"),
+    "several hosts of several ranks": (
+        {"reduce": {"compressor": "auto"}},
+        {"size": 4, "shares_memory": False},
+        1,
+        "auto(hierarchical=true) may also",
+    ),
     "part of the split": ({"evaluate": {"batches": 2}}, {}, 1, "are of 8 of 233 validation sequences"),
 }
 
