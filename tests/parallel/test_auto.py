@@ -1,9 +1,13 @@
 """reduce.compressor = auto among real ranks: one plan for all, in the trace, and the same after a resume."""
 
+from contextlib import closing
+
 import pytest
 from small_training import settings, trainer
 
+from analysis.trace_file import open_trace
 from hvd_llm import checkpoint
+from hvd_llm.trace import Trace
 
 AUTO = {"compressor": "auto(among='int8 onebit')", "bucket_mb": 0.02}
 
@@ -24,6 +28,20 @@ def test_all_ranks_choose_the_same(comm, folders, options):
     losses = [together.step()[0]["loss"] for _ in range(8)]
     together.check_drift()
     assert losses[-1] < losses[0]
+
+
+def test_what_it_expects_is_in_the_trace(comm, folders, tmp_path):
+    path = tmp_path / "rank.trace"
+    with closing(Trace(path, comm.rank, comm.size)) as trace:
+        together = trainer(comm, settings(folders, "causal", reduce=AUTO), trace=trace)
+        together.step()
+    written = open_trace(path)
+    (records,) = written.chunks()
+    expected, choice = records[records["kind"] == written.kinds["expected_exchange"]], together.state.progress.choice
+    assert (expected["amount"] / 1e9).tolist() == pytest.approx(choice["exchange_s"], abs=1e-9)
+    assert expected["index"].tolist() == list(range(len(together.reducer.buckets)))
+    step = records[records["kind"] == written.kinds["expected_step"]]
+    assert (step["amount"] / 1e9).tolist() == pytest.approx([choice["step_s"]], abs=1e-9)
 
 
 @pytest.mark.usefixtures("few_worlds")

@@ -33,6 +33,13 @@ def test_ranks_agree_and_learn(comm, config):
     assert losses[-1] < losses[0]
 
 
+def test_double_precision(comm, config):
+    together = trainer(comm, config, torch.float64)
+    losses = [together.step()[0]["loss"] for _ in range(5)]
+    together.check_drift()
+    assert losses[-1] < losses[0]
+
+
 def test_a_bad_gradient_is_as_if_the_step_were_left_out(comm, config):
     """One element, on one rank, first infinite, then not a number; the twin passes over these steps."""
     together, twin = trainer(comm, config), trainer(comm, config)

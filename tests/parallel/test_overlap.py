@@ -94,7 +94,10 @@ def test_forward_finds_exchanges_under_way(comm, folders, compressor):
     )
     for _ in range(4):
         assert backward.step()[0]["loss"] == forward.step()[0]["loss"]
+    before = {name: parameter.clone() for name, parameter in forward.state.parameters.items()}
     forward.update.settle()
+    late = [name for name, parameter in forward.state.parameters.items() if not torch.equal(parameter, before[name])]
+    assert late  # the step was over before all weights were updated
     _equal(backward, forward)
     assert len(forward.reducer.buckets) > 3
 
