@@ -159,13 +159,18 @@ class Reduce:
     share_memory: bool = True
     """If all ranks are on one host, they sum CPU gradients in memory they share; false: through MPI or Gloo."""
 
+    @property
+    def automatic(self) -> bool:
+        """Whether compressors are chosen by a probe."""
+        return self.compressor.partition("(")[0].strip() == "auto"
+
 
 @_section
 class Sync:
     every: Positive = 1
     """Steps between exchanges. 1: gradients, every step; more: ranks train apart, then exchange how far they came."""
     after: Count = 0
-    """First steps, in which gradients are exchanged in every step all the same."""
+    """First steps, in which gradients are exchanged in every step all the same, uncompressed."""
     outer_lr: PositiveFloat = 0.7
     """Outer learning rate; DiLoCo's. 1, with outer_momentum 0, is local SGD: the mean of the weights."""
     outer_momentum: Share = 0.9

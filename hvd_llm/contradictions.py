@@ -102,7 +102,7 @@ def _delayed(config: "Config") -> list[tuple[bool, str]]:
             "reduce.delay is 1, which is for gradients; with sync.every > 1 it is sync.delay that hides the exchange",
         ),
         (
-            delayed and config.reduce.compressor.strip().startswith("auto"),
+            delayed and config.reduce.automatic,
             "reduce.compressor is 'auto', which judges what a step waits for; with reduce.delay = 1, name a compressor",
         ),
         (
@@ -125,8 +125,12 @@ def _apart(config: "Config") -> list[tuple[bool, str]]:
             f"reduce.warmup_steps is {config.reduce.warmup_steps}; with sync.every > 1 that is what sync.after is for",
         ),
         (
-            config.reduce.compressor.strip().startswith("auto") and sync.every > 1,
+            config.reduce.automatic and sync.every > 1,
             "reduce.compressor is 'auto', which judges exchanges in every step; with sync.every > 1, name a compressor",
+        ),
+        (
+            sync.every > 1 and config.optimizer.clip_by == "last",
+            f"optimizer.clip_by is 'last', which hides no exchange with sync.every = {sync.every}: set it to 'this'",
         ),
         (sync.late == "add" and not sync.delay, "sync.late is 'add', but nothing is late: sync.delay is 0"),
         (

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from hvd_llm import cores
 from hvd_llm.comm import Comm
-from hvd_llm.config import Config
+from hvd_llm.config import Config, Sync
 
 
 def hints(config: Config, comm: Comm, threads: int, sharing: int, training: int, validation: int) -> Iterator[str]:
@@ -28,8 +28,10 @@ def hints(config: Config, comm: Comm, threads: int, sharing: int, training: int,
     compressor = config.reduce.compressor
     if "onebit" in compressor and config.optimizer.name == "adamw" and config.sync.every == 1:
         yield "onebit says little of gradients' sizes, by which adamw steps: optimizer.name zero_one_adam can bear that"
-    if compressor.startswith("auto") and "hierarchical" not in compressor and 1 < comm.local_size < comm.size:
+    if config.reduce.automatic and "hierarchical" not in compressor and 1 < comm.local_size < comm.size:
         yield "hosts have several ranks: auto(hierarchical=true) may also sum within hosts first"
+    if config.sync.every == 1 and config.sync != Sync():
+        yield "the settings of sync do nothing while sync.every is 1: ranks exchange gradients in every step"
     usable = cores.usable()
     if threads * sharing > usable:
         yield (

@@ -1,7 +1,7 @@
 """The update rule, what of it is a pure function of the step, and fp16's loss scale."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,6 +43,19 @@ def exact(config: Config, step: int) -> bool:
     since = step - config.reduce.warmup_steps
     zero_one = config.optimizer.name == "zero_one_adam"
     return since < 0 or (zero_one and moves(since, config.optimizer.kappa))
+
+
+def take_step(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], factor: float) -> None:
+    """The optimizer's step by `factor` times what is in `gradients`, of which every `p.grad` is a view. They change."""
+    first = gradients[0]
+    optimizer.grad_scale = None
+    if optimizer.defaults.get("fused") and first.dtype == torch.float32:
+        # It is divided by where gradients are read anyway: one pass over all of them less.
+        optimizer.grad_scale = torch.tensor(1 / factor, device=first.device)
+    elif factor != 1:
+        for gradient in gradients:
+            gradient.mul_(factor)
+    optimizer.step()
 
 
 @contextmanager

@@ -48,12 +48,14 @@ def candidates(config: Config) -> list[Compressor]:
     setting, value = ("sync.outer_momentum", config.sync.outer_momentum)
     if config.sync.every == 1:
         setting, value = ("optimizer.beta1", config.optimizer.beta1)
-    for compressor in among:
-        if compressor.momentum and value:
-            raise UserError(
-                f"reduce.compressor is {config.reduce.compressor!r}, which has momentum of its own, and {setting} is "
-                f"{value:g}, which would be a second one: set it to 0"
-            )
+    given = f"reduce.compressor is {config.reduce.compressor!r}"
+    if value and any(compressor.own_momentum for compressor in among):
+        raise UserError(
+            f"{given}, which has momentum of its own, and {setting} is {value:g}, which would be a second one: set it "
+            "to 0"
+        )
+    if config.optimizer.name == "zero_one_adam" and not all(compressor.sums for compressor in among):
+        raise UserError(f"{given} and optimizer.name is 'zero_one_adam', which is for sums of gradients; take 'adamw'")
     return among
 
 
@@ -97,7 +99,13 @@ def _choose(
 ) -> Plan:
     """For `reduce.compressor = auto`."""
     comm, trace, progress, why = route.comm, route.trace, state.progress, ""
-    asked = {"ranks": comm.size, "among": [one.text for one in among], "bucket_mb": config.reduce.bucket_mb}
+    asked = {
+        "ranks": comm.size,
+        "ranks_per_host": comm.place(route.groups["node"])[1],
+        "among": [one.text for one in among],
+        "bucket_mb": config.reduce.bucket_mb,
+        "overlap": config.reduce.overlap,
+    }
     if progress.choice.get("asked") != asked:
         share = -(-config.train.global_batch // comm.size)
         choice = auto.choose(
@@ -111,7 +119,8 @@ def _choose(
             passes=-(-share // config.train.micro_batch),
             overlap=config.reduce.overlap,
         )
-        why, progress.choice = choice.why, {"asked": asked} | choice.as_json()
+        # Ranks may round unlike each other.
+        why, progress.choice = choice.why, comm.broadcast_object("choice", {"asked": asked} | choice.as_json())
     expected, buckets = auto.from_json(progress.choice, among)
     trace.step = progress.step
     for bucket, seconds in enumerate(expected.exchange_s):

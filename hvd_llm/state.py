@@ -32,6 +32,7 @@ class Progress:
     choice: dict = field(default_factory=dict)  # of reduce.compressor = auto
     round_so_far: list[float] = field(default_factory=lambda: [0.0, 0.0])  # loss and targets, of ranks that are apart
     under_way: list = field(default_factory=list)  # of gradients that are taken up late: `factor`, `exact` and `lr`
+    apart: bool = False  # whether ranks have taken steps alone since they all met
     norm: float | None = None  # of the gradient that was last applied, before clipping
     loss_scale: float = 1.0
     loss_scale_good_steps: int = 0

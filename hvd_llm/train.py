@@ -118,7 +118,7 @@ def _witness(run: Path, config: Config, comm: Comm, state: State, steps: int) ->
 def _loop(trainer: "Trainer", run: Path, witness: Metrics) -> None:
     config, progress = trainer.config, trainer.state.progress
     give_up = 0 < config.evaluate.patience <= progress.evaluations_since_best
-    if progress.under_way and (give_up or progress.step == trainer.steps):  # saved before it was the end
+    if trainer.update.unfinished and (give_up or progress.step == trainer.steps):  # saved before it was the end
         trainer.update.end()
         trainer.save(run)
     while progress.step < trainer.steps and not give_up:

@@ -139,7 +139,6 @@ class Compressor:
         dense: whether it sends gradients as they are, so that every parameter may go through it.
         sums: whether what it returns is, or approaches, the sum. One that combines gradients in another way gets those
             of every parameter, vectors too.
-        momentum: whether it applies momentum of its own, beside which that of an optimizer would be a second one.
     """
 
     function: Callable[..., Exchange]
@@ -150,7 +149,6 @@ class Compressor:
     groups: tuple[str, ...] = ()
     dense: bool = False
     sums: bool = True
-    momentum: bool = False
 
     def __call__(self, gradient: Tensor, state: State, at: At) -> Exchange:
         options = dict(self.options)
@@ -170,6 +168,12 @@ class Compressor:
     def feeds_back(self) -> bool:
         """Whether what was not sent in a step is added to the gradient of the next."""
         return bool(self.options.get("feedback", 0))
+
+    @property
+    def own_momentum(self) -> float:
+        """Its option `momentum`, or that of one that it wraps; 0 without. An optimizer's would be a second one."""
+        wrapped = [value.own_momentum for value in self.defaults.values() if isinstance(value, Compressor)]
+        return max([float(self.defaults.get("momentum", 0)), *wrapped])
 
     @property
     def summary(self) -> str:
@@ -208,7 +212,7 @@ class Compressor:
         """It takes what `inner` takes and keeps the same slots; the error feedback is its own, with `inner`'s decay."""
         options = {name: value for name, value in self.options.items() if name != "feedback"}
         feedback = {name: value for name, value in inner.options.items() if name == "feedback"}
-        lent = {"takes": inner.takes, "same": inner.same, "sums": inner.sums, "momentum": inner.momentum}
+        lent = {"takes": inner.takes, "same": inner.same, "sums": inner.sums}
         return dataclasses.replace(self, options=options | feedback, **lent)
 
     def __str__(self) -> str:
@@ -221,7 +225,7 @@ def compressor(function=None, *, feedback: float | None = None, **attributes):
     Args:
         feedback: gives it the option `feedback`, the share of what was not sent that is added to the next gradient,
             with this default (1: all of it, 0: none is kept).
-        attributes: `takes`, `same`, `groups`, `dense`, `sums`, `momentum` of `Compressor`.
+        attributes: `takes`, `same`, `groups`, `dense`, `sums` of `Compressor`.
     """
     if function is None:
         return lambda function: compressor(function, feedback=feedback, **attributes)

@@ -26,7 +26,8 @@ def hierarchical(gradient, state, at, across: Compressor = int4):
     node, nodes = at.within("node"), at.within("across")
     too_few = gradient.dim() == 1 and len(gradient) < node.size
     if nodes.size == 1 or too_few:  # nothing to gain
-        total = yield Sum(gradient.clone())
+        kept = None if at.feedback else state.pop("error", None)  # of one that keeps an error of its own
+        total = yield Sum(gradient.clone() if kept is None else gradient + kept)
         gradient.zero_()
         return total
     mine, own = (yield from _sum_of_share(gradient, node)), {}

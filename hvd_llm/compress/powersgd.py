@@ -28,7 +28,7 @@ def powersgd(gradient_KMN, state, at, rank: int = 4):
     if q_KNR is None or q_KNR.shape[-1] != rank:  # the first step, or a checkpoint of another rank
         p_KMR = thin(gradient_KMN, _start(at, gradient_KMN, rank))
     else:
-        p_KMR = _halves(thin(gradient_KMN, _unit(q_KNR)), at.size)
+        p_KMR = _halves(thin(gradient_KMN, _unit(_alive(q_KNR, at, gradient_KMN))), at.size)
     p_KMR = orthonormal((yield Sum(p_KMR)).to(gradient_KMN.dtype))
     q_KNR = thin(gradient_KMN.mT, p_KMR)
     if at.feedback:
@@ -42,6 +42,12 @@ def _start(at, like: Tensor, rank: int) -> Tensor:
     """The same random directions on every rank."""
     shape = (like.shape[0], like.shape[2], rank)
     return torch.randn(shape, generator=at.generator(like.device, everyone=True), device=like.device, dtype=like.dtype)
+
+
+def _alive(q_KNR: Tensor, at, like_KMN: Tensor) -> Tensor:
+    """Columns that are zero, as of a gradient that was, start afresh: the power method would never leave zero."""
+    dead_K1R = (q_KNR == 0).all(1, keepdim=True)
+    return torch.where(dead_K1R, _start(at, like_KMN, q_KNR.shape[-1]), q_KNR) if dead_K1R.any() else q_KNR
 
 
 def _unit(q_KNR: Tensor) -> Tensor:

@@ -61,6 +61,9 @@ def candidates(text: str) -> list[Compressor]:
     if hierarchical:
         words = [each for word in words for each in (word, f"hierarchical(across={word})")]
     named = [find(word) for word in words]
+    others = [compressor.name for compressor in named if not compressor.sums]
+    if others:
+        raise UserError(f"reduce.compressor is {text!r}: {others[0]} does not sum gradients, so speed cannot decide")
     return [none, *(compressor for compressor in named if compressor != none)]
 
 
@@ -131,6 +134,8 @@ def _with_options(found: Compressor, text: str, options: dict[str, Any]) -> Comp
         kinds = {float: (float, int)}.get(type(default), (type(default),))
         if type(value) not in kinds:
             raise UserError(f"reduce.compressor is {text!r}: {name} is {value!r}, but should be like {default!r}")
+        if name == "feedback" and not 0 <= value <= 1:
+            raise UserError(f"reduce.compressor is {text!r}: feedback is {value}; it must be from 0 to 1")
         found = found.with_options(**{name: find(value) if _wraps(found, name) else value})
     return found
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hvd_llm.comm import Comm, Group
 from hvd_llm.compress.base import Compressor, State
 from hvd_llm.compress.none import none
-from hvd_llm.reduce import network, policy
+from hvd_llm.reduce import network, policy, turns
 from hvd_llm.reduce.buckets import allocate
 from hvd_llm.reduce.network import Network
 from hvd_llm.reduce.policy import Planned
@@ -197,7 +197,8 @@ def predict(costs: Sequence[Cost], ready_s: Sequence[float], compute_s: float, w
         exchanges.append(network_s + cost.latency_s - ready)
         last = max(last, network_s + cost.latency_s)
     if whole_step:
-        last = sum(cost.sending_s for cost in costs)
+        sending_s = sum(cost.sending_s for cost in costs)
+        last = max(sending_s, (sending_s + sum(cost.latency_s for cost in costs)) / turns.UNDER_WAY)
     return Prediction(max(last, compute_s + kernels_s), tuple(exchanges))
 
 

@@ -77,7 +77,7 @@ def _join(segment: Segment, kept: Mapping[str, Mapping[str, Tensor]]) -> State:
         parts = [piece[key] for piece in pieces]
         if all(part.shape == view.shape for part, view in zip(parts, segment.views.values(), strict=True)):
             joined[slot] = torch.cat([part.reshape(-1) for part in parts]).view(segment.tensor.shape).to(device)
-        else:
+        elif len({part.shape[1:] for part in parts}) == 1:  # else other options of the same compressor made them
             joined[slot] = torch.cat(parts).to(device)
     return joined
 

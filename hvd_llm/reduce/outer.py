@@ -135,18 +135,17 @@ class Outer:
 
     @torch.no_grad()
     def _settle(self, buckets: Sequence[Bucket]) -> None:
-        """Wait until buckets hold the mean change. One that is not finite changes nothing, on any rank."""
+        """Wait until buckets hold the mean change."""
         self._sender.finish(buckets)
         for bucket in buckets:
-            if bucket.flat.sum().isfinite():
+            if _finite(bucket):
                 self._sender.memory.keep(bucket.index)
             else:
                 self._sender.memory.drop(bucket.index)
-                bucket.flat.zero_()
 
     @torch.no_grad()
     def _land(self, fragment: int, late: bool) -> None:
-        """The outer step: SGD with Nesterov momentum, on pseudo-gradients.
+        """The outer step: SGD with Nesterov momentum, on pseudo-gradients. None, on any rank, by what is not finite.
 
         Args:
             late: whether the rank has gone on meanwhile, and keeps of it what `sync` says.
@@ -154,10 +153,13 @@ class Outer:
         buckets = self._fragments[fragment]
         if fragment not in self._settled:
             self._settle(buckets)
-        for name, change in ((name, view) for bucket in buckets for name, view in bucket.views.items()):
-            anchor, momentum, weights = self.anchor[name], self.momentum[name], self.parameters[name]
-            momentum.mul_(self._sync.outer_momentum).add_(change)
-            anchor.sub_(change.add_(momentum, alpha=self._sync.outer_momentum), alpha=self._sync.outer_lr)
+        for bucket in filter(_finite, buckets):
+            for name, change in bucket.views.items():
+                momentum = self.momentum[name].mul_(self._sync.outer_momentum).add_(change)
+                change.add_(momentum, alpha=self._sync.outer_momentum)
+                self.anchor[name].sub_(change, alpha=self._sync.outer_lr)
+        for name in (name for bucket in buckets for name in bucket.views):
+            anchor, weights = self.anchor[name], self.parameters[name]
             sent = self._sent.pop(name, None)
             if not late or not weights.sum().isfinite():
                 weights.copy_(anchor)
@@ -203,6 +205,10 @@ class Outer:
 def _start(shared: Named, name: str, slot: str, otherwise: Tensor) -> Tensor:
     found = shared.get(name, {}).get(slot)
     return (otherwise.detach() if found is None else found.to(otherwise.device)).clone()
+
+
+def _finite(bucket: Bucket) -> bool:
+    return bool(bucket.flat.sum().isfinite())
 
 
 def _fragments(buckets: Sequence[Bucket], count: int) -> list[list[Bucket]]:

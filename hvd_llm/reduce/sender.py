@@ -118,7 +118,7 @@ class Sender:
     def finish(self, buckets: Iterable[Bucket]) -> None:
         """Wait for some buckets; then they hold the sums."""
         wanted = [bucket for bucket in buckets if bucket.index in self._flights]
-        if any(not segment.compressor.dense for bucket in wanted for segment in bucket.segments):  # of several rounds
+        if any(segment.compressor != none for bucket in wanted for segment in bucket.segments):  # of several rounds
             self.watch(lambda: self._flights.keys().isdisjoint(bucket.index for bucket in wanted))
         else:
             for bucket in wanted:

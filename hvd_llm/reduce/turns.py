@@ -17,7 +17,7 @@ from hvd_llm.comm import Handle
 from hvd_llm.reduce.sender import Sender
 from hvd_llm.trace import now
 
-_UNDER_WAY = 2  # one on the network, one that the other ranks know of already
+UNDER_WAY = 2  # one on the network, one that the other ranks know of already
 
 
 class InTurn(Sender):
@@ -48,11 +48,11 @@ class InTurn(Sender):
 
     def advance(self):
         moved = super().advance()
-        while self._turns and self._turns[0] in self._waiting and len(self._flights) < _UNDER_WAY:
+        while self._turns and self._turns[0] in self._waiting and len(self._flights) < UNDER_WAY:
             turn = self._turns.pop(0)
             super().send(self.buckets[turn], *self._waiting.pop(turn))
             moved = True
-        self._idle |= bool(self._waiting) and len(self._flights) < _UNDER_WAY
+        self._idle |= bool(self._waiting) and len(self._flights) < UNDER_WAY
         return moved
 
     def over(self) -> None:

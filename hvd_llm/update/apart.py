@@ -51,11 +51,17 @@ class Apart(Update):
         step = self.state.progress.step
         if step >= self._after:
             self.outer.after(step)
+            self.state.progress.apart = True
         return row
 
+    @property
+    def unfinished(self):
+        return self.state.progress.apart
+
     def end(self):
-        if self._parted:
+        if self.unfinished:
             self.outer.meet(self.state.progress.step - 1)
+            self.state.progress.apart = False
 
     def agreeing(self):
         return self.outer.agreed() if self._parted else nullcontext()

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from hvd_llm import optimizer
 from hvd_llm.config import Config
 from hvd_llm.reduce.buckets import Bucket, total_norm
 from hvd_llm.reduce.reducer import Reducer
@@ -36,6 +37,11 @@ class Update:
             lookups=plan.lookups,
             meanwhile=self.settle,
         )
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is something for `end` to do: here, never."""
+        return False
 
     def begin(self, step: int) -> bool:
         """A step begins; whether this rank takes it alone, by its own gradients: here, never."""
@@ -83,9 +89,6 @@ class Update:
 
     def _apply(self, buckets: Iterable[Bucket], factor: float, lr: float, exact: bool) -> None:
         """Take the optimizer's step for those parameters that have a gradient: the buckets'."""
-        for bucket in buckets:
-            if factor != 1:
-                bucket.flat.mul_(factor)
         for group in self.state.optimizer.param_groups:
             group |= {"lr": lr, "exact": exact}
-        self.state.optimizer.step()
+        optimizer.take_step(self.state.optimizer, [bucket.flat for bucket in buckets], factor)

@@ -43,6 +43,10 @@ class DelayedUpdate(Update):
         arriving = {name: slots["arriving"] for name, slots in self.state.shared.items()}
         return Delayed(self.state.parameters, plan.buckets, route, self.state.memory, arriving)
 
+    @property
+    def unfinished(self):
+        return bool(self.state.progress.under_way)
+
     def take(self, factor, exact, lr):
         """As in `Update`, of the step before; of this step, only go ahead. The row has the norm of the step before."""
         self._catch_up()
@@ -54,7 +58,7 @@ class DelayedUpdate(Update):
         return {"learning_rate": lr, "gradient_norm": progress.norm, "skipped": progress.skipped}
 
     def end(self):
-        if self.state.progress.under_way:
+        if self.unfinished:
             self.reducer.finish()
             self._catch_up()
 

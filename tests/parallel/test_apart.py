@@ -2,9 +2,12 @@
 
 import pytest
 import torch
-from small_training import Apart, resumed, settings, trainer
+from small_training import Apart, resumed, saved, settings, trainer
 
+from hvd_llm import checkpoint
 from hvd_llm.comm.solo import Solo
+from hvd_llm.metrics import Silence
+from hvd_llm.train import _loop
 
 STREAMING = {"every": 6, "fragments": 3, "delay": 2, "mix": 0.5, "outer_lr": 0.7, "outer_momentum": 0.9}
 
@@ -150,6 +153,38 @@ def test_nothing_is_lost_where_training_ends(comm, folders, every, delay):
     together.remember()
     saved = together.state.snapshot().model
     assert all(torch.equal(saved[name], parameter) for name, parameter in together.state.parameters.items())
+
+
+@pytest.mark.usefixtures("few_worlds")
+def test_where_no_step_is_left_what_was_learnt_apart_comes_together(comm, folders, tmp_path_factory):
+    """If a run is told, while it is resumed, that it ended within a round; once, if it is told so again."""
+    changes = {"sync": {"every": 5}, "train": {"steps": 9}}
+    straight = trainer(comm, settings(folders, "causal", sync={"every": 5}))
+    for _ in range(9):
+        straight.step()
+    run = saved(straight, tmp_path_factory)
+    for _ in range(2):
+        shorter = trainer(comm, settings(folders, "causal", **changes), restore=checkpoint.folder(run, 9))
+        _loop(shorter, run, Silence())
+    straight.update.end()
+    written = checkpoint.load(checkpoint.folder(run, 9), comm.rank, comm.size).model
+    for name, parameter in straight.state.parameters.items():
+        assert torch.equal(parameter, shorter.state.parameters[name])
+        assert torch.equal(parameter, written[name])
+
+
+@pytest.mark.parametrize("sync", [{"every": 5}, STREAMING], ids=["diloco", "streaming"])
+def test_within_a_round_the_score_is_that_of_what_all_agree_on(comm, folders, sync):
+    config = settings(folders, "causal", sync=sync)
+    together = trainer(comm, config)
+    for _ in range(8):
+        together.step()
+    agreed = trainer(Solo(), config)
+    for name, parameter in agreed.state.parameters.items():
+        assert not torch.equal(together.state.parameters[name], together.update.outer.anchor[name])
+        parameter.detach().copy_(together.update.outer.anchor[name])
+    assert together.evaluate().loss == pytest.approx(agreed.evaluate().loss, rel=1e-6)
+    together.check_drift()
 
 
 @pytest.mark.usefixtures("few_worlds")

@@ -23,7 +23,8 @@ def config(request, folders, comm):
     zero_one = request.param == "zero_one_adam"
     possible(registry.find("onebit" if zero_one else request.param), comm.size, node_size(comm.size))
     reduce = {"compressor": "onebit" if zero_one else request.param, "warmup_steps": 2, "bucket_mb": 0.02}
-    return settings(folders, "causal", reduce=reduce, optimizer=ZERO_ONE if zero_one else {})
+    optimizer = ZERO_ONE if zero_one else {"beta1": 0.0} if request.param == "dgc" else {}
+    return settings(folders, "causal", reduce=reduce, optimizer=optimizer)
 
 
 def test_ranks_agree_and_learn(comm, config):

@@ -3,9 +3,8 @@
 import torch
 from worlds import mesh_of
 
-from hvd_llm import checkpoint, config, models
+from hvd_llm import checkpoint, config, models, routing
 from hvd_llm.comm.solo import Solo
-from hvd_llm.compress import registry
 from hvd_llm.data import open_dataset, targets
 from hvd_llm.state import State
 from hvd_llm.trace import NoTrace
@@ -45,7 +44,7 @@ def trainer(comm, config, dtype=torch.float32, restore=None, trace=None):
     dataset = open_dataset(config.data.path)
     model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(dtype)
     training, validation = (batches(config, dataset, split) for split in ("train", "validation"))
-    among = registry.candidates(config.reduce.compressor)
+    among = routing.candidates(config)
     ranks = mesh_of(comm, {group for compressor in among for group in compressor.groups})
     state = State(config, model)
     if restore:

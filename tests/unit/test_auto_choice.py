@@ -48,6 +48,15 @@ def test_what_backward_hides_is_left_alone():
     assert search([row, row], ready_s=[0.2, 1], compute_s=1) == [0, 1]
 
 
+def test_with_forward_overlap_a_whole_step_hides_what_two_at_a_time_take():
+    def step_s(latency_s, sending_s):
+        return predict([Cost(0, latency_s, sending_s)] * 4, [1, 2, 3, 4], 4, whole_step=True).step_s
+
+    assert step_s(latency_s=0.1, sending_s=0.9) == 4  # backward alone hides but three of them
+    assert step_s(latency_s=0.1, sending_s=2) == 8
+    assert step_s(latency_s=5, sending_s=1) == 12
+
+
 def test_candidates():
     assert [found.name for found in registry.candidates("int8")] == ["int8"]
     automatic = [found.name for found in registry.candidates("auto")]

@@ -21,6 +21,7 @@ CASES = {
         1,
         "auto(hierarchical=true) may also",
     ),
+    "rounds of one step": ({"sync": {"outer_lr": 1.0}}, {}, 1, "do nothing while sync.every is 1"),
     "part of the split": ({"evaluate": {"batches": 2}}, {}, 1, "are of 8 of 233 validation sequences"),
 }
 

@@ -54,6 +54,44 @@ def test_demo_looks_at_the_cosines_of_a_chunk():
         torch.testing.assert_close(dct @ values, expected)
 
 
+def test_powersgd_recovers_from_a_gradient_of_zeros():
+    """Also where the rows that are zero later are those that the power method would look at after zeros."""
+    found, states, random = registry.find("powersgd(rank=4)"), [{}, {}], torch.Generator().manual_seed(0)
+    for step in range(8):
+        given = [torch.randn(1, 64, 48, generator=random).mul_(step > 0) for _ in states]
+        for gradient in given:
+            gradient[:, :8] = 0
+        (total,) = {result.abs().sum().item() for result in lockstep.reduce(found, given, states, At(step=step))}
+        assert (total > 0) == (step > 0)
+
+
+@pytest.mark.parametrize("across", ["dgc", "topk"])
+def test_on_one_host_nothing_is_kept(across):
+    """Also what dgc kept, whose error is not one that is fed back, while there were several hosts."""
+    found = registry.find(f"hierarchical(across={across})")
+    states = [{"error": torch.full((4096,), 1.0 + rank)} for rank in range(2)]
+    results = lockstep.reduce(found, [torch.zeros(4096) for _ in states], states, node_size=2)
+    assert all(result.eq(3).all() for result in results)
+    assert not any(state["error"].any() for state in states if "error" in state)
+
+
+def test_an_exchange_that_is_not_finite_changes_nothing():
+    """Nor does momentum, which would move the weights by what earlier rounds were."""
+    weight = nn.Parameter(torch.zeros(4))
+    outer = Outer(Sync(every=2), {"w": weight}, policy.plan({"w": weight}, ["w"], 1000, registry.find("none")), ROUTE)
+    outer.begin()
+    expected = None
+    for step in range(8):
+        with torch.no_grad():
+            weight.add_(torch.nan if step in (2, 3) else 1.0)
+        outer.after(step)
+        if step == 1:
+            expected = weight.detach().clone()
+        if step == 3:
+            assert torch.equal(weight, expected)
+    assert (weight > expected).all()
+
+
 @pytest.mark.parametrize("decay", [1.0, 0.5])
 def test_an_error_decays_as_asked(decay):
     """Of 4096 elements eight are sent; the smallest never is, and its error is a geometric sum."""

@@ -36,6 +36,23 @@ def test_very_short_runs(schedule, steps):
     assert all(0 < rate <= 1 for rate in rates(steps, schedule=schedule))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "zero_one_adam"])
+def test_a_step_by_scaled_gradients(name, dtype):
+    """As if they had been multiplied before; also after a step of another scale."""
+    given, weights = torch.randn(2, 5, dtype=dtype), []
+    for scales in ([(3.0, 1.0), (0.5, 1.0)], [(1.0, 3.0), (1.0, 0.5)]):
+        parameter = torch.nn.Parameter(torch.ones(5, dtype=dtype))
+        update = optimizer.build(Optimizer(name=name), [{"params": [parameter], "weight_decay": 0.1}])
+        for gradient, (before, factor) in zip(given, scales, strict=True):
+            for group in update.param_groups:
+                group |= {"exact": True}
+            parameter.grad = gradient * before
+            optimizer.take_step(update, [parameter.grad], factor)
+        weights.append(parameter.detach())
+    torch.testing.assert_close(*weights, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=0)
+
+
 def test_loss_scale_halves_and_grows():
     scale = optimizer.LossScale(dynamic=True)
     start = scale.value

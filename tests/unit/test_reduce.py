@@ -19,6 +19,7 @@ from hvd_llm.reduce import lockstep, policy
 from hvd_llm.reduce.buckets import allocate, readiness
 from hvd_llm.reduce.exchange import Exchange
 from hvd_llm.reduce.memory import Memory, take_over
+from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.pricing import price
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route, Sender
@@ -183,6 +184,49 @@ def test_a_compressor_takes_up_only_what_it_kept():
         buckets = allocate(parameters, policy.plan(parameters, ["weight"], 1000, registry.find(name)), Solo().allocate)
         (state,) = Memory(buckets, kept).draft(0)
         assert state.keys() == slots
+
+
+def test_what_other_options_of_a_compressor_kept_is_not_joined():
+    parameters = {name: nn.Parameter(torch.zeros(64, 64)) for name in "ab"}
+    kept = {
+        name: {"powersgd.q": torch.ones(1, 64, rank), "error": torch.ones(64, 64)}
+        for name, rank in (("a", 4), ("b", 8))
+    }
+    plan = policy.plan(parameters, ["a", "b"], 1e6, registry.find("powersgd"))
+    (state,) = Memory(allocate(parameters, plan, Solo().allocate), kept).draft(0)
+    assert state.keys() == {"error"}
+
+
+def test_a_late_answer_holds_up_no_other_bucket():
+    """What is sent by rows takes two rounds: the second of one goes out while the first of another is waited for."""
+
+    class Late:
+        def __init__(self, handle, until):
+            self._handle, self._until = handle, until
+
+        def ready(self):
+            return self._until()
+
+        def wait(self):
+            assert self._until(), "waited for the first bucket, while the second could go on"
+            return self._handle.wait()
+
+    class Recording(Solo):
+        def gather_async(self, name, tensor, group=WORLD, lengths=None):
+            begun.append(name)
+            until = (lambda: "bucket.1.1.0" in begun) if name.startswith("bucket.0") else (lambda: True)
+            return Late(super().gather_async(name, tensor, group, lengths), until)
+
+    begun: list[str] = []
+    parameters = {name: nn.Parameter(torch.zeros(64, 8)) for name in "ab"}
+    plan = [Planned((name,), registry.find("rows")) for name in "ab"]
+    sender = Sender("bucket", parameters, plan, Route(Recording(), {"world": WORLD}, NoTrace()), {})
+    for bucket in sender.buckets:
+        bucket.flat.zero_()
+        bucket.flat[:8] = 1
+        sender.send(bucket, step=0)
+    sender.finish(sender.buckets)
+    assert "bucket.0.1.0" in begun
 
 
 @pytest.mark.parametrize("name", ["none", "int8", "powersgd(feedback=0)", "topk"])

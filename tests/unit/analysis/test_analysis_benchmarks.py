@@ -1,6 +1,7 @@
 """Benchmarks' folders in the report: written by the benchmarks' own code, read by the analysis."""
 
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ RATIOS = {
     "network": record.ratios_to_peer(
         pd.DataFrame(
             {"controller": "gloo", "rate": "50mbit", "contender": ["ours", "ddp"] * 2, "round": [1, 1, 2, 2]}
-            | {"seconds": [0.3, 2.0, 0.4, 2.0], "sent_bytes": [1e6, 1e7] * 2}
+            | {"seconds": [0.3, 2.0, 0.4, 2.0], "sent_bytes": [1e6, 1e7] * 2, "priced_bytes": [9e5, math.nan] * 2}
         ),
         {"gloo": ["ours", "ddp"]},
     ),
