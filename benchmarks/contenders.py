@@ -17,9 +17,9 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.apart import Apart
 from hvd_llm import device, mesh, models, optimizer, routing
 from hvd_llm.comm import Comm
-from hvd_llm.comm.solo import Solo
 from hvd_llm.config import Config
 from hvd_llm.data import open_dataset, targets
 from hvd_llm.state import State
@@ -32,22 +32,6 @@ Step = Callable[[], None]
 def trace_path(folder: str | Path, rank: int) -> Path:
     """Where a contender that is traced has the trace of one of its ranks."""
     return Path(folder) / f"rank-{rank:05d}.trace"
-
-
-class Apart(Solo):
-    """Takes a rank's share of the data and talks to nobody."""
-
-    def __init__(self, comm: Comm):
-        self.rank, self.size = comm.rank, comm.size
-
-    def ranks(self, group):
-        return (self.rank,)
-
-    def broadcast_object(self, name, value):
-        return value
-
-    def gather_objects(self, name, value):
-        return [value] * self.size
 
 
 def ours(config: Config, comm: Comm) -> Step:
@@ -67,7 +51,7 @@ def untraced(config: Config, comm: Comm) -> Step:
 
 def floor(config: Config, comm: Comm) -> Step:
     """no communication: every rank trains its share alone, beside the others"""
-    apart = Apart(comm)
+    apart = Apart(comm.rank, comm.size)
     comm.close()  # Horovod's background thread costs something even when it has nothing to do
     return _trainer(config, apart, NoTrace())
 

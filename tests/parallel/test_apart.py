@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from small_training import Apart, resumed, saved, settings, trainer
+from small_training import resumed, saved, settings, trainer
 
+from benchmarks.apart import Apart
 from hvd_llm import checkpoint
 from hvd_llm.comm.solo import Solo
 from hvd_llm.metrics import Silence

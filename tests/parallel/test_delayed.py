@@ -5,9 +5,10 @@ import time
 
 import pytest
 import torch
-from small_training import Apart, backward, resumed, saved, settings, trainer
+from small_training import backward, resumed, saved, settings, trainer
 from test_overlap import CASES, STEPS, Slow, spoil
 
+from benchmarks.apart import Apart
 from hvd_llm import checkpoint, optimizer
 from hvd_llm.comm.solo import Solo
 from hvd_llm.metrics import Silence

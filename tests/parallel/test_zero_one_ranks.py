@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from small_training import Apart, backward, settings, trainer
+from small_training import backward, settings, trainer
 
+from benchmarks.apart import Apart
 from hvd_llm import optimizer
 from hvd_llm.compress.base import At
 from hvd_llm.compress.none import none

@@ -4,7 +4,6 @@ import torch
 from worlds import mesh_of
 
 from hvd_llm import checkpoint, config, models, routing
-from hvd_llm.comm.solo import Solo
 from hvd_llm.data import open_dataset, targets
 from hvd_llm.state import State
 from hvd_llm.trace import NoTrace
@@ -12,19 +11,6 @@ from hvd_llm.train import Trainer, batches
 
 STEPS = 20
 FAMILY = {"causal": "gpt2", "masked": "bert", "classify": "bert"}
-
-
-class Apart(Solo):
-    """One of several ranks, which talks to nobody."""
-
-    def __init__(self, rank, size):
-        self.rank, self.size = rank, size
-
-    def ranks(self, group):
-        return (self.rank,)
-
-    def broadcast_object(self, name, value):
-        return value
 
 
 def settings(folders, task: str, **changes):
