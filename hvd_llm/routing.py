@@ -1,7 +1,7 @@
 """How a run's gradients will travel: in which buckets, each through which compressor. Decided once, at the start."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -17,8 +17,8 @@ from hvd_llm.reduce.buckets import readiness
 from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.reducer import lookup
 from hvd_llm.reduce.sender import Route
-from hvd_llm.state import State
-from hvd_llm.trace import now
+from hvd_llm.state import Progress, State
+from hvd_llm.trace import Trace, now
 
 MIB = 2**20
 
@@ -66,28 +66,48 @@ def plan(config: Config, route: Route, state: State, among: Sequence[Compressor]
         among: what `reduce.compressor` allows.
         rehearse: runs a forward and a backward pass.
     """
-    comm = route.comm
-    sparse, lookups = _by_rows(config, comm, state, among)
+    if len(among) == 1 or route.comm.size == 1:
+        return _plain(config, route.comm, state, among[0], rehearse)
+    chosen, expected = _choose(config, route, state, among, rehearse)
+    found = chosen
+    if all(planned.compressor == none for planned in chosen.buckets):
+        found = replace(_plain(config, route.comm, state, none, rehearse), why=chosen.why)
+    exchange_s = expected.exchange_s if found.buckets == chosen.buckets else ()
+    _note(route.trace, state.progress.step, expected.step_s, exchange_s)
+    return found
+
+
+def _plain(config: Config, comm: Comm, state: State, compressor: Compressor, rehearse: Callable[[], None]) -> Plan:
+    """One compressor for all that it suits."""
+    sparse, lookups = _by_rows(config, comm, state, compressor)
     parts = {lookup(name): leaf for name, leaf in lookups.items()}
-    parameters, progress = state.parameters | parts, state.progress
-    if set(progress.bucket_order) != set(parameters):
-        order = list(readiness(parameters, rehearse))
-        progress.bucket_order = comm.broadcast_object("bucket order", order)
-    if len(among) > 1 and comm.size > 1:
-        return _choose(config, route, state, among, rehearse)
+    order = _order(state.parameters | parts, comm, state.progress, rehearse)
     size = config.reduce.bucket_mb * MIB
-    return Plan(policy.plan(parameters, progress.bucket_order, size, among[0], [*sparse, *parts]), lookups)
+    return Plan(policy.plan(state.parameters | parts, order, size, compressor, [*sparse, *parts]), lookups)
 
 
-def _by_rows(
-    config: Config, comm: Comm, state: State, among: Sequence[Compressor]
-) -> tuple[list[str], dict[str, Tensor]]:
+def _order(parameters: Mapping[str, Tensor], comm: Comm, progress: Progress, rehearse: Callable[[], None]) -> list[str]:
+    """In which gradients become ready, on rank 0; once it is known, it stays."""
+    if set(progress.bucket_order) != set(parameters):
+        progress.bucket_order = comm.broadcast_object("bucket order", list(readiness(parameters, rehearse)))
+    return progress.bucket_order
+
+
+def _note(trace: Trace, step: int, step_s: float, exchange_s: Sequence[float]) -> None:
+    """Write down what is expected, so that a report can say what came of it."""
+    trace.step = step
+    for bucket, seconds in enumerate(exchange_s):
+        trace.add("expected_exchange", now(), now(), bucket, round(seconds * 1e9))
+    trace.add("expected_step", now(), now(), amount=round(step_s * 1e9))
+
+
+def _by_rows(config: Config, comm: Comm, state: State, compressor: Compressor) -> tuple[list[str], dict[str, Tensor]]:
     """Parameters that are sent by rows; and lookups that are, apart from the rest of their parameter's gradient.
 
     It pays where whole gradients would be sent: not in shared memory, nor where a compressor sends less; and where
     they are waited for.
     """
-    whole = comm.size > 1 and not comm.shares_memory and config.sync.every == 1 and list(among) == [none]
+    whole = comm.size > 1 and not comm.shares_memory and config.sync.every == 1 and compressor == none
     if config.reduce.delay or not (whole and config.reduce.rows):
         return [], {}
     tokens = config.train.global_batch * config.data.sequence_length
@@ -96,9 +116,9 @@ def _by_rows(
 
 def _choose(
     config: Config, route: Route, state: State, among: Sequence[Compressor], rehearse: Callable[[], None]
-) -> Plan:
-    """For `reduce.compressor = auto`."""
-    comm, trace, progress, why = route.comm, route.trace, state.progress, ""
+) -> tuple[Plan, auto.Prediction]:
+    """For `reduce.compressor = auto`: the buckets, and what to expect of them."""
+    comm, progress, why = route.comm, state.progress, ""
     asked = {
         "ranks": comm.size,
         "ranks_per_host": comm.place(route.groups["node"])[1],
@@ -110,7 +130,7 @@ def _choose(
         share = -(-config.train.global_batch // comm.size)
         choice = auto.choose(
             state.parameters,
-            progress.bucket_order,
+            _order(state.parameters, comm, progress, rehearse),
             config.reduce.bucket_mb * MIB,
             among,
             comm,
@@ -122,8 +142,4 @@ def _choose(
         # Ranks may round unlike each other.
         why, progress.choice = choice.why, comm.broadcast_object("choice", {"asked": asked} | choice.as_json())
     expected, buckets = auto.from_json(progress.choice, among)
-    trace.step = progress.step
-    for bucket, seconds in enumerate(expected.exchange_s):
-        trace.add("expected_exchange", now(), now(), bucket, round(seconds * 1e9))
-    trace.add("expected_step", now(), now(), amount=round(expected.step_s * 1e9))
-    return Plan(buckets, why=why)
+    return Plan(buckets, why=why), expected

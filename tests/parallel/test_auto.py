@@ -45,20 +45,26 @@ def test_what_it_expects_is_in_the_trace(comm, folders, tmp_path):
 
 
 @pytest.mark.usefixtures("few_worlds")
-def test_a_resumed_run_keeps_its_choice(comm, folders, tmp_path_factory):
-    """Also one that the probe would not make, as if the network had been another one."""
+@pytest.mark.parametrize("chosen", ["onebit(block=1024, feedback=1.0)", "none"])
+def test_a_resumed_run_keeps_its_choice(comm, folders, tmp_path_factory, monkeypatch, chosen):
+    """Also one that the probe would not make, as if the network had been another one.
+
+    Between hosts, embeddings are sent by rows if it is none, as if that had been asked for.
+    """
+    monkeypatch.setattr(comm, "_memory", None)
     config = settings(folders, "causal", reduce=AUTO)
     straight = trainer(comm, config)
     straight.step()
     straight.remember()
     saved = straight.state.snapshot()
     for planned in saved.progress["choice"]["plan"]:
-        planned[1] = "onebit(block=1024, feedback=1.0)"
+        planned[1] = chosen
     run = tmp_path_factory.mktemp("run")
     run = type(run)(comm.broadcast_object("folder", str(run)))
     checkpoint.save(run, saved, lambda folder: None, comm)
     resumed = trainer(comm, config, restore=checkpoint.folder(run, 1))
     assert resumed.why == ""
-    assert {bucket.segments[0].compressor.name for bucket in resumed.reducer.buckets} == {"onebit"}
+    found = {bucket.segments[0].compressor.name for bucket in resumed.reducer.buckets}
+    assert found == ({"none", "rows"} if chosen == "none" else {"onebit"})
     resumed.step()
     resumed.check_drift()
