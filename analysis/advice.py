@@ -140,7 +140,8 @@ def _slow_exchange(cell: Cell) -> str:
     row = communication_table([cell]).iloc[0]
     reduce = cell.repeats[0].launch.run.about["config"].get("reduce", {})
     could_hide = row["exposed_ms"] + row["hidden_ms"] < parts_ms(cell)["backward"]
-    if row["hidden_share"] < 0.5 and row["exchanges"] < 4 and could_hide:
+    plain = reduce.get("compressor") == "none"
+    if plain and row["hidden_share"] < 0.5 and row["exchanges"] < 4 and could_hide:
         return (
             f"a smaller reduce.bucket_mb (now {reduce.get('bucket_mb')}): with so few buckets "
             f"({row['exchanges']:.0f} per step) sending starts late in the backward pass"
@@ -148,7 +149,7 @@ def _slow_exchange(cell: Cell) -> str:
     work = "more sequences per rank and step (a larger train.global_batch), which exchanges gradients less often"
     if SHARED_MEMORY in row["through"]:  # a compressor would save nothing
         return work
-    if reduce.get("compressor") == "none":
+    if plain:
         return f"{work}, or a compressor (reduce.compressor is none; {row['payload_mb']:.1f} MB are sent per step)"
     return f"{work}, or a stronger compressor than {reduce.get('compressor')}"
 

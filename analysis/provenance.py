@@ -30,6 +30,8 @@ def facts(experiment: Experiment) -> list[tuple[str, str]]:
         ("Data", f"{about['data'].get('kind', '?')}, fingerprint {about['data'].get('fingerprint', '?')}"),
         ("Precision", _value(config, "train", "precision")),
         ("Gradients", ", ".join(f"{name} {value}" for name, value in config.get("reduce", {}).items())),
+        ("Sent through", _compressors(own)),
+        ("Exchanged", _rounds(config.get("sync", {}))),
         ("Optimizer", _value(config, "optimizer", "name")),
         ("Repeats", f"{' to '.join(map(str, sorted({blocks[0], blocks[-1]})))} per number of ranks"),
         ("Warm-up", warmup_rule(experiment.warmup)),
@@ -40,6 +42,21 @@ def facts(experiment: Experiment) -> list[tuple[str, str]]:
             "the autocorrelation of the steps.",
         ),
     ]
+
+
+def _compressors(launch: dict) -> str:
+    """Which gradients, of the first launch, in MB."""
+    shares = launch.get("compressors")
+    if not isinstance(shares, dict):
+        return "?"
+    sizes = {name: size for name, size in shares.items() if isinstance(size, int | float) and 0 <= size < 1e15}
+    return ", ".join(f"{name:.100} ({size / 1e6:.2f} MB)" for name, size in sizes.items())
+
+
+def _rounds(sync: dict) -> str:
+    if sync.get("every", 1) == 1:
+        return "gradients, in every step"
+    return "weights: " + ", ".join(f"{name} {value}" for name, value in sync.items())
 
 
 def _versions(one: Measurement):

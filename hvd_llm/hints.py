@@ -30,6 +30,11 @@ def hints(config: Config, comm: Comm, threads: int, sharing: int, training: int,
         yield "onebit says little of gradients' sizes, by which adamw steps: optimizer.name zero_one_adam can bear that"
     if config.reduce.automatic and "hierarchical" not in compressor and 1 < comm.local_size < comm.size:
         yield "hosts have several ranks: auto(hierarchical=true) may also sum within hosts first"
+    lossy = compressor != "none" and not config.reduce.automatic
+    if lossy and comm.shares_memory and config.sync.every == 1:
+        yield f"these ranks could sum gradients in memory they share, which is faster than {compressor}"
+    if 1 < config.train.steps - config.sync.after < config.sync.every:
+        yield f"ranks will meet once, at the end: sync.every is {config.sync.every}, and these are all steps"
     if config.sync.every == 1 and config.sync != Sync():
         yield "the settings of sync do nothing while sync.every is 1: ranks exchange gradients in every step"
     usable = cores.usable()

@@ -25,6 +25,7 @@ COLUMNS = [
     "tokens",
     "tokens_per_s",
     "mfu",
+    "sent_mb",
     "skipped",
     "score_name",
     "score",
@@ -100,12 +101,22 @@ class Display:
 class Metrics:
     """Rank 0's witness of the run."""
 
-    def __init__(self, run: Path, first_step: int, steps: int, flops_per_token: int, peak_flops: float, skipped=0):
+    def __init__(
+        self,
+        run: Path,
+        first_step: int,
+        steps: int,
+        flops_per_token: int,
+        peak_flops: float,
+        skipped: int = 0,
+        plain_mb: float = 0.0,
+    ):
         """
         Args:
             flops_per_token: FLOP of forward and backward per token.
             peak_flops: FLOP/s of all devices together; `mfu` is the share reached.
             skipped: steps that were left out before.
+            plain_mb: 10^6 bytes that a rank would send in a step to sum its gradients as they are.
         """
         from torch.utils.tensorboard import SummaryWriter  # slow to import, needed on rank 0 only
 
@@ -115,20 +126,29 @@ class Metrics:
         self._flops_per_token, self._peak = flops_per_token, peak_flops
         self._began = self._mark = time.monotonic()
         self._tokens_since, self._skipped = 0, skipped
+        self._plain_mb, self._sent, self._sent_before, self._steps_since = plain_mb, 0.0, 0.0, 0
 
-    def step(self, step: int, log: bool, row: dict, tokens: int) -> None:
-        """Take note of a finished step (counted from 1) that trained on `tokens` input tokens."""
+    def step(self, step: int, log: bool, row: dict, tokens: int, sent_bytes: float) -> None:
+        """Take note of a finished step (counted from 1) that trained on `tokens` input tokens.
+
+        Args:
+            sent_bytes: all that this rank has sent since it was started.
+        """
         self._tokens_since += tokens
+        self._steps_since += 1
+        self._sent = sent_bytes
         if not log:
             return
         elapsed = time.monotonic() - self._mark
         rate = self._tokens_since / elapsed
-        row |= {"tokens_per_s": rate, "mfu": rate * self._flops_per_token / self._peak}
+        sent_mb = (self._sent - self._sent_before) / 1e6 / self._steps_since
+        row |= {"tokens_per_s": rate, "mfu": rate * self._flops_per_token / self._peak, "sent_mb": sent_mb}
         self._write(step, row)
         new = row.get("skipped", 0) - self._skipped
         self._skipped += new
         skipped = f"  skipped {new}: gradients not finite" if new else ""
-        self._display.show(step, f"loss {row['loss']:.4f}  {rate:,.0f} tokens/s  MFU {row['mfu']:.1%}{skipped}")
+        sent = f"  {sent_mb:.2f} of {self._plain_mb:.2f} MB sent" if sent_mb else ""
+        self._display.show(step, f"loss {row['loss']:.4f}  {rate:,.0f} tokens/s  MFU {row['mfu']:.1%}{sent}{skipped}")
         self.resume_clock()
 
     def evaluation(self, step: int, score: Score) -> None:
@@ -137,7 +157,7 @@ class Metrics:
 
     def resume_clock(self) -> None:
         """Start a new interval: what happened since the last one (evaluation, checkpoint) is not training."""
-        self._mark, self._tokens_since = time.monotonic(), 0
+        self._mark, self._tokens_since, self._steps_since, self._sent_before = time.monotonic(), 0, 0, self._sent
 
     def _write(self, step: int, row: dict) -> None:
         self._file.write({"step": step, "time_s": round(time.monotonic() - self._began, 3)} | row)
@@ -160,7 +180,7 @@ class Silence(Metrics):
     def __init__(self):
         pass
 
-    def step(self, step, log, row, tokens):
+    def step(self, step, log, row, tokens, sent_bytes):
         pass
 
     def evaluation(self, step, score):

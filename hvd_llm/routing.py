@@ -37,6 +37,15 @@ class Plan:
     lookups: Mapping[str, Tensor] = field(default_factory=dict)
     why: str = ""
 
+    def shares(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:
+        """Bytes of gradients by the compressor that they go through."""
+        tensors = dict(parameters) | {lookup(name): leaf for name, leaf in self.lookups.items()}
+        found: dict[str, int] = {}
+        for planned in self.buckets:
+            size = sum(tensors[name].nbytes for name in planned.names)
+            found[planned.compressor.text] = found.get(planned.compressor.text, 0) + size
+        return found
+
 
 def candidates(config: Config) -> list[Compressor]:
     """What `reduce.compressor` allows: one, or for auto several, `none` first.

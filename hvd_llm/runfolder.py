@@ -3,7 +3,7 @@
 import fcntl
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
@@ -144,6 +144,13 @@ def add_launch(run: Path, about: dict[str, Any], config: configuration.Config) -
     record["launches"].append(about | {"changed": {key: now for key, (_, now) in changed.items()}})
     write_record(run, record)
     return len(record["launches"]) - 1
+
+
+def note(run: Path, launch: int, facts: Mapping[str, Any]) -> None:
+    """Add what turned out after a launch had begun to its entry in run.json."""
+    record = read(run)
+    record["launches"][launch] |= facts
+    write_record(run, record)
 
 
 def save(run: Path, state: State, dataset: Dataset, policy: configuration.Checkpoint, comm: Comm) -> int:

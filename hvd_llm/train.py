@@ -78,8 +78,11 @@ def train(config: Config, name: str, comm: Comm) -> Path:
         launch = comm.broadcast_object("launch", launch)
         with closing(witness), closing(_open_trace(config, run / "trace" / f"launch-{launch}", comm)) as trace:
             trainer = Trainer(config, comm, state, ranks, training, validation, among, steps, trace)
-            if trainer.why:
-                witness.say(trainer.why)
+            with comm.together("write run.json"):
+                if comm.rank == 0:
+                    runfolder.note(run, launch, {"compressors": trainer.plan.shares(state.parameters)})
+            if trainer.plan.why:
+                witness.say(trainer.plan.why)
             _loop(trainer, run, witness)
     return run
 
@@ -106,7 +109,8 @@ def _witness(run: Path, config: Config, comm: Comm, state: State, steps: int) ->
     """Rank 0's metrics, which begin with what is going to be done."""
     peak = device.peak_flops(next(state.model.parameters()).device, config.train.precision) * comm.size
     flops, progress = runfolder.read(run)["model"]["flops_per_token"], state.progress
-    witness = Metrics(run, progress.step, steps, flops, peak, progress.skipped)
+    plain_mb = 2 * (comm.size - 1) / comm.size * sum(p.nbytes for p in state.parameters.values()) / 1e6
+    witness = Metrics(run, progress.step, steps, flops, peak, progress.skipped, plain_mb)
     parameters = sum(map(Tensor.numel, state.model.parameters()))
     ranks = f"{comm.size} rank{'s' if comm.size > 1 else ''}"
     done = progress.step
@@ -124,7 +128,8 @@ def _loop(trainer: "Trainer", run: Path, witness: Metrics) -> None:
     while progress.step < trainer.steps and not give_up:
         row, count = trainer.step()
         last = progress.step == trainer.steps
-        witness.step(progress.step, last or _due(progress.step, config.train.log_every), row, count)
+        logs = last or _due(progress.step, config.train.log_every)
+        witness.step(progress.step, logs, row, count, trainer.sent_bytes)
 
         evaluates = last or _due(progress.step, config.evaluate.every)
         checks = _due(progress.step, config.train.drift_check_every)
@@ -171,11 +176,15 @@ class Trainer:
             models.compile_blocks(state.model)
         state.model.train()
         groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
-        route = Route(comm, groups, trace, config.run.seed)
-        plan = routing.plan(config, route, state, among, self._rehearse)
-        self.why = plan.why
-        self.update = update.build(config, state, plan, route)
+        self.route = Route(comm, groups, trace, config.run.seed)
+        self.plan = routing.plan(config, self.route, state, among, self._rehearse)
+        self.update = update.build(config, state, self.plan, self.route)
         self.reducer = self.update.reducer
+
+    @property
+    def sent_bytes(self) -> float:
+        """What this rank has sent for gradients or weights so far; nothing where ranks share memory."""
+        return 0.0 if self.comm.shares_memory else self.route.tally.sent_bytes
 
     def step(self) -> tuple[dict, int]:
         """One optimizer step; returns a row of metrics and the number of input tokens, both over all ranks.
@@ -261,7 +270,8 @@ class Trainer:
         if odd:
             raise UserError(
                 f"after step {self.state.progress.step} the weights of ranks {odd} differ from rank 0's (bad memory, "
-                "or unlike machines?); continue from the last checkpoint with --resume auto",
+                "unlike machines, or a compressor that does not return the same on all ranks?); continue from the last "
+                "checkpoint with --resume auto",
                 shared=True,
             )
 

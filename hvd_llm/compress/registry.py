@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import inspect
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -81,7 +82,8 @@ def _split(text: str) -> list[str]:
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:
     """Read "name" or "name(option=value, …)"; values are plain Python literals, or compressors as text."""
-    wrong = f"reduce.compressor is {text!r}; write a name, or options with it as in 'topk(keep=32)'"
+    examples = "'topk(keep=32)' or \"auto(among='int8 topk')\""
+    wrong = f"reduce.compressor is {text!r}; write a name, or options by name, as in {examples}"
     try:
         name, bracket, options = text.strip().partition("(")
         tree = ast.parse(name.replace("-", "_") + bracket + options, mode="eval").body
@@ -117,7 +119,10 @@ def _try(found: Compressor, text: str) -> None:
     """Let it make its first request, so that an option that cannot be is found before training."""
     shape = (2, 64, 64) if found.takes == "matrices" else (10_000,)
     try:
-        next(found(torch.ones(shape), {}, At(size=2, groups=dict.fromkeys(found.groups, (0, 2)))))
+        exchange = found(torch.ones(shape), {}, At(size=2, groups=dict.fromkeys(found.groups, (0, 2))))
+        if not inspect.isgenerator(exchange):
+            raise UserError("it is no generator: it must yield what it wants communicated")
+        next(exchange)
     except StopIteration:
         pass
     except UserError as error:

@@ -244,8 +244,12 @@ def _why(
     for planned in plan:
         size = sum(parameters[name].nbytes for name in planned.names)
         sizes[planned.compressor.text] = sizes.get(planned.compressor.text, 0) + size
-    parts = ", ".join(f"{text} for {size / 1e6:.1f} MB" for text, size in sizes.items())
+    parts = ", ".join(f"{text} for {size / 1e6:.2f} MB" for text, size in sizes.items())
     line = lines.lines["world", "bucket"]
-    network = f"a sum here takes {line.latency_s * 1e3:.2g} ms and {line.per_byte_s * 1e9:.2g} ms per MB sent"
+    network = f"a sum here takes {_short(line.latency_s * 1e3)} ms and {_short(line.per_byte_s * 1e9)} ms per MB sent"
     gain = f"{chosen.step_s * 1e3:.0f} ms a step expected, {plain.step_s * 1e3:.0f} ms uncompressed"
-    return f"reduce.compressor auto takes {parts}: {gain} ({network})"
+    return f"reduce.compressor auto takes {parts}: {gain} ({network}; what it costs in loss is not judged)"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"

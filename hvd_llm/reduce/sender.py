@@ -1,7 +1,7 @@
 """Flat buckets on their way: each is handed to its compressor, moved along whenever somebody looks, and landed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +17,13 @@ from hvd_llm.reduce.policy import Planned
 from hvd_llm.trace import Trace, now
 
 
+@dataclass
+class Tally:
+    """What was sent so far: `sent_bytes` of this rank (see `pricing`)."""
+
+    sent_bytes: float = 0.0
+
+
 @dataclass(frozen=True)
 class Route:
     """How buckets travel.
@@ -24,12 +31,14 @@ class Route:
     Attributes:
         groups: what the names in requests ("world", "node", …) stand for on this rank.
         seed: of compressors that draw random numbers.
+        tally: of all that takes this route.
     """
 
     comm: Comm
     groups: Mapping[str, Group]
     trace: Trace
     seed: int = 0
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass
@@ -132,4 +141,5 @@ class Sender:
         del self._flights[bucket.index]
         span = flight.sent_ns, now(), bucket.index
         self._route.trace.add("bucket_exchange", *span, flight.exchange.payload_bytes)
+        self._route.tally.sent_bytes += flight.exchange.sent_bytes
         self._route.trace.add("bucket_sent", *span, round(flight.exchange.sent_bytes))

@@ -1,5 +1,6 @@
 """Hosts made on this machine: as slow as they are said to be, fit for training, gone without a trace."""
 
+import csv
 import json
 import re
 import signal
@@ -91,6 +92,12 @@ def test_training_over_two_hosts(tmp_path, data, ranks, rate, compressor):
     (launch,) = json.loads((tmp_path / "run" / "run.json").read_text())["launches"]
     assert sorted(set(launch["hosts"])) == ["h0", "h1"]
     assert not launch["shares_memory"]
+    lossy = {"none": "none", "hierarchical(across=topk)": "hierarchical(across=topk"}.get(compressor, "hierarchical")
+    assert any(name.startswith(lossy) for name in launch["compressors"])
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        sent_mb = [float(row["sent_mb"]) for row in csv.DictReader(file) if row["sent_mb"]][-1]
+    plain_mb = 2 * (2 * ranks - 1) / (2 * ranks) * sum(launch["compressors"].values()) / 1e6
+    assert 0 < sent_mb < (0.5 if "topk" in compressor else 1.01) * plain_mb
 
 
 @pytest.mark.parametrize("controller", ["gloo", "mpi"])

@@ -10,6 +10,7 @@ from hvd_llm.comm.solo import Solo
 from hvd_llm.metrics import Silence
 from hvd_llm.train import _loop
 
+DILOCO = {"every": 5, "outer_lr": 0.7, "outer_momentum": 0.9}
 STREAMING = {"every": 6, "fragments": 3, "delay": 2, "mix": 0.5, "outer_lr": 0.7, "outer_momentum": 0.9}
 
 
@@ -96,9 +97,7 @@ def _copy(source, target):
 
 @pytest.mark.usefixtures("few_worlds")
 @pytest.mark.parametrize("compressor", ["none", "int8", "powersgd", "sparseloco"])
-@pytest.mark.parametrize(
-    "sync", [{"every": 5}, STREAMING, STREAMING | {"late": "add"}], ids=["diloco", "streaming", "added"]
-)
+@pytest.mark.parametrize("sync", [DILOCO, STREAMING, STREAMING | {"late": "add"}], ids=["diloco", "streaming", "added"])
 def test_a_resume_in_the_middle_of_a_round_is_exact(comm, folders, compressor, sync, tmp_path_factory):
     if "late" in sync and compressor != "int8":
         pytest.skip("what is added does not depend on the compressor")
@@ -124,7 +123,7 @@ def test_a_resume_in_the_middle_of_a_round_is_exact(comm, folders, compressor, s
         assert torch.equal(straight.update.outer.momentum[name], again.update.outer.momentum[name])
 
 
-@pytest.mark.parametrize("sync", [{"every": 5}, STREAMING], ids=["diloco", "streaming"])
+@pytest.mark.parametrize("sync", [DILOCO, STREAMING], ids=["diloco", "streaming"])
 def test_all_agree_in_the_end_and_have_learnt(comm, folders, sync):
     config = settings(folders, "causal", sync=sync, reduce={"compressor": "int4"})
     together = trainer(comm, config)
@@ -159,8 +158,8 @@ def test_nothing_is_lost_where_training_ends(comm, folders, every, delay):
 @pytest.mark.usefixtures("few_worlds")
 def test_where_no_step_is_left_what_was_learnt_apart_comes_together(comm, folders, tmp_path_factory):
     """If a run is told, while it is resumed, that it ended within a round; once, if it is told so again."""
-    changes = {"sync": {"every": 5}, "train": {"steps": 9}}
-    straight = trainer(comm, settings(folders, "causal", sync={"every": 5}))
+    changes = {"sync": DILOCO, "train": {"steps": 9}}
+    straight = trainer(comm, settings(folders, "causal", sync=DILOCO))
     for _ in range(9):
         straight.step()
     run = saved(straight, tmp_path_factory)
@@ -174,7 +173,7 @@ def test_where_no_step_is_left_what_was_learnt_apart_comes_together(comm, folder
         assert torch.equal(parameter, written[name])
 
 
-@pytest.mark.parametrize("sync", [{"every": 5}, STREAMING], ids=["diloco", "streaming"])
+@pytest.mark.parametrize("sync", [DILOCO, STREAMING], ids=["diloco", "streaming"])
 def test_within_a_round_the_score_is_that_of_what_all_agree_on(comm, folders, sync):
     config = settings(folders, "causal", sync=sync)
     together = trainer(comm, config)

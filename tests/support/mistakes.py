@@ -114,7 +114,7 @@ CASES = {
     "auto with another option": (f"{TRAIN} --reduce.compressor auto(of=2)", nothing, "write auto(among="),
     "two momentums": (f"{TRAIN} --reduce.compressor dgc", nothing, "optimizer.beta1 is 0.9, which would be a second"),
     "two momentums in another": (
-        f"{TRAIN} --reduce.compressor hierarchical(across=dgc) --sync.every 4",
+        f"{TRAIN} --reduce.compressor hierarchical(across=dgc) --sync.every 4 --sync.outer_momentum 0.9",
         nothing,
         "sync.outer_momentum is 0.9",
     ),

@@ -1,10 +1,13 @@
 """The choice of compressors from costs: pure logic, no ranks."""
 
+import argparse
+from importlib.metadata import EntryPoint
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd_llm.compress import registry
+from hvd_llm.compress import command, registry
 from hvd_llm.errors import UserError
 from hvd_llm.reduce.auto import Cost, predict, search
 
@@ -71,6 +74,15 @@ def test_candidates():
         "topk(keep=8, feedback=1.0)",
         "hierarchical(across=topk(keep=8, feedback=1.0), feedback=1.0)",
     ]
+
+
+def test_a_broken_package_does_not_hide_the_others(monkeypatch, capsys):
+    found = registry._installed() | {"broken": EntryPoint("broken", "nowhere:compressor", registry.GROUP)}
+    monkeypatch.setattr(registry, "_installed", lambda: found)
+    command.run(argparse.Namespace())
+    listed = {line.split("(")[0].split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert listed.keys() == {*registry.names(), "auto"}
+    assert "cannot be loaded: No module named 'nowhere'" in listed["broken"]
 
 
 @pytest.mark.parametrize(

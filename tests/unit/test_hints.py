@@ -14,14 +14,21 @@ CASES = {
     "no timeline of shared memory": ({"trace": {"horovod_timeline": True}}, {}, 1, "timeline will have no gradients"),
     "no shared memory": ({}, {"shares_memory": False}, 1, "cannot share memory, and sum gradients through mpi"),
     "a batch of all": ({"train": {"steps": 1, "global_batch": 2000}}, {}, 1, "1000 sequences: a step takes all"),
-    "signs": ({"reduce": {"compressor": "onebit"}}, {}, 1, "zero_one_adam can bear that"),
+    "a compressor in memory": ({"reduce": {"compressor": "powersgd"}}, {}, 1, "faster than powersgd"),
+    "less than a round": ({"sync": {"every": 4}, "train": {"steps": 3, "global_batch": 4}}, {}, 1, "will meet once"),
+    "signs": (
+        {"reduce": {"compressor": "onebit"}},
+        {"shares_memory": False, "size": 4},
+        1,
+        "zero_one_adam can bear that",
+    ),
     "several hosts of several ranks": (
         {"reduce": {"compressor": "auto"}},
         {"size": 4, "shares_memory": False},
         1,
         "auto(hierarchical=true) may also",
     ),
-    "rounds of one step": ({"sync": {"outer_lr": 1.0}}, {}, 1, "do nothing while sync.every is 1"),
+    "rounds of one step": ({"sync": {"outer_lr": 0.5}}, {}, 1, "do nothing while sync.every is 1"),
     "part of the split": ({"evaluate": {"batches": 2}}, {}, 1, "are of 8 of 233 validation sequences"),
 }
 

@@ -77,8 +77,8 @@ def test_on_one_host_nothing_is_kept(across):
 
 def test_an_exchange_that_is_not_finite_changes_nothing():
     """Nor does momentum, which would move the weights by what earlier rounds were."""
-    weight = nn.Parameter(torch.zeros(4))
-    outer = Outer(Sync(every=2), {"w": weight}, policy.plan({"w": weight}, ["w"], 1000, registry.find("none")), ROUTE)
+    weight, sync = nn.Parameter(torch.zeros(4)), Sync(every=2, outer_lr=0.7, outer_momentum=0.9)
+    outer = Outer(sync, {"w": weight}, policy.plan({"w": weight}, ["w"], 1000, registry.find("none")), ROUTE)
     outer.begin()
     expected = None
     for step in range(8):

@@ -20,7 +20,7 @@ from hvd_llm.reduce.buckets import allocate, readiness
 from hvd_llm.reduce.exchange import Exchange
 from hvd_llm.reduce.memory import Memory, take_over
 from hvd_llm.reduce.policy import Planned
-from hvd_llm.reduce.pricing import price
+from hvd_llm.reduce.pricing import price, rehearse
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route, Sender
 from hvd_llm.reduce.turns import InTurn
@@ -275,6 +275,21 @@ def test_results_lie_in_the_bucket(name):
         assert result.data_ptr() == gradient.data_ptr()
         kept = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
         assert gradient.untyped_storage().data_ptr() not in kept
+
+
+def test_a_result_of_another_shape_is_found_before_training():
+    @compressor
+    def short(gradient, state, at):
+        return (yield Sum(gradient))[:5]
+
+    @compressor
+    def forgetful(gradient, state, at):
+        yield Sum(gradient)
+
+    with pytest.raises(UserError, match=r"short returns \[5\] for a gradient of \[10000\]"):
+        rehearse(short, 2, 1)
+    with pytest.raises(UserError, match="forgetful returns None"):
+        rehearse(forgetful, 2, 1)
 
 
 def test_who_runs_other_compressors_gets_a_result_of_each():
