@@ -27,11 +27,14 @@ _LONG_S = 0.25  # kernels that take so long are not timed over and over
 
 @dataclass(frozen=True)
 class Cost:
-    """What a bucket's exchange takes with one compressor, in seconds: of computing, of waiting, of the network."""
+    """What a bucket's exchange takes with one compressor, in seconds: of computing, of waiting, of the network; and by
+    how much the network's work holds up what is computed meanwhile.
+    """
 
     kernel_s: float
     latency_s: float
     sending_s: float
+    burden_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,16 @@ def choose(
     seconds = [readiness() for _ in range(2)]
     mine = [min(each[name] for each in seconds) for name in order]
     pass_s = dict(zip(order, _mean(comm, mine), strict=True))
+    burden = 0.0  # of a byte; memory that ranks share is none to speak of
+    if not comm.shares_memory:
+        line = lines.lines["world", "sum"]
+        device = parameters[order[0]].device
+        (burden,) = _mean(comm, [network.burden(comm, device, line, lambda: max(readiness().values()), max(mine))])
     compute_s = passes * max(pass_s.values())
 
     def decide(cuts: Sequence[Sequence[str]], offers: Sequence[Sequence[Compressor]]) -> tuple[list[int], Prediction]:
         """By bucket, which to take, and what to expect then."""
-        costs = _costs(parameters, cuts, offers, comm, node_size, lines)
+        costs = _costs(parameters, cuts, offers, comm, node_size, lines, burden)
         last = [max(pass_s[name] for name in names) - max(pass_s.values()) for names in cuts]
         ready_s = [compute_s + (0 if overlap == "none" else before) for before in last]
         chosen = search(costs, ready_s, compute_s, overlap == "forward")
@@ -124,11 +132,15 @@ def _costs(
     comm: Comm,
     node_size: int,
     lines: Network,
+    burden: float,
 ) -> list[list[Cost]]:
     """By bucket and candidate; kernels take what they take on average, while all ranks compute."""
     prices = _prices(parameters, cuts, offers, comm.size, node_size)
     kernels = iter(_mean(comm, [price.kernel_s for row in prices for price in row]))
-    return [[Cost(next(kernels), *lines.seconds(price.operations)) for price in row] for row in prices]
+    return [
+        [Cost(next(kernels), *lines.seconds(price.operations), burden * price.sent_bytes) for price in row]
+        for row in prices
+    ]
 
 
 def _prices(
@@ -180,7 +192,7 @@ def from_json(saved: Mapping, among: Sequence[Compressor]) -> tuple[Prediction, 
 
 
 def predict(costs: Sequence[Cost], ready_s: Sequence[float], compute_s: float, whole_step: bool = False) -> Prediction:
-    """A step's time if buckets go through the network one after the other, and kernels hold up backward.
+    """A step's time if buckets go through the network one after the other; kernels and sending hold up backward.
 
     Args:
         costs: by bucket, in the order in which they are sent.
@@ -188,18 +200,18 @@ def predict(costs: Sequence[Cost], ready_s: Sequence[float], compute_s: float, w
         compute_s: the passes' time.
         whole_step: what backward does not hide, the next step hides.
     """
-    kernels_s = network_s = 0.0
+    held_up_s = network_s = 0.0
     exchanges, last = [], 0.0
     for cost, ready in zip(costs, ready_s, strict=True):
-        ready += kernels_s
-        kernels_s += cost.kernel_s
+        ready += held_up_s
+        held_up_s += cost.kernel_s + cost.burden_s
         network_s = max(ready + cost.kernel_s, network_s) + cost.sending_s
         exchanges.append(network_s + cost.latency_s - ready)
         last = max(last, network_s + cost.latency_s)
     if whole_step:
         sending_s = sum(cost.sending_s for cost in costs)
         last = max(sending_s, (sending_s + sum(cost.latency_s for cost in costs)) / turns.UNDER_WAY)
-    return Prediction(max(last, compute_s + kernels_s), tuple(exchanges))
+    return Prediction(max(last, compute_s + held_up_s), tuple(exchanges))
 
 
 def search(

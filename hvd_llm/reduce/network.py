@@ -101,6 +101,30 @@ def duration(comm: Comm, kind: str, request: Request, group: Group = WORLD) -> f
     return max(map(float, comm.gather_async("network.seconds", mine).wait()))
 
 
+def burden(comm: Comm, device: torch.device, line: Line, work: Callable[[], float], alone_s: float) -> float:
+    """By how many seconds each byte that this rank sends holds up its other work: to send takes processor and memory.
+
+    Collective.
+
+    Args:
+        line: that of a sum among all ranks.
+        work: returns how long it took: `alone_s` while nothing is sent.
+    """
+    elements = min(_LARGEST, max(_SMALL, int(alone_s / max(line.per_byte_s, 1e-12) / 8)))  # about as long as the work
+    tensor = torch.zeros(comm.broadcast_object("network.load", elements), device=device)
+
+    def loaded() -> tuple[float, float]:
+        """Seconds of the work, and until the sum was there, too."""
+        began, handle = moment(device), comm.sum_async("network.load", tensor)
+        took = work()
+        handle.wait()
+        return took, moment(device) - began
+
+    took, whole = min(loaded() for _ in range(2))
+    sent = sent_bytes(Sum(tensor), comm.rank, comm.size) * took / whole
+    return max(0.0, took - alone_s) / sent
+
+
 def fit(sent: Sequence[float], seconds: Sequence[float]) -> Line:
     """The line through two measurements, or nearest to several: by relative error, lest the longest decide alone.
 

@@ -23,7 +23,7 @@ def test_all_ranks_choose_the_same(comm, folders, options):
     chosen = AUTO | {"compressor": f"auto(among='int8 onebit'{options})"}
     together = trainer(comm, settings(folders, "causal", reduce=chosen))
     comm.require_same("choice", together.state.progress.choice)
-    assert together.why.startswith("reduce.compressor auto takes")
+    assert together.plan.why.startswith("reduce.compressor auto takes")
     assert len(together.state.progress.choice["exchange_s"]) == len(together.reducer.buckets)
     losses = [together.step()[0]["loss"] for _ in range(8)]
     together.check_drift()
@@ -63,7 +63,7 @@ def test_a_resumed_run_keeps_its_choice(comm, folders, tmp_path_factory, monkeyp
     run = type(run)(comm.broadcast_object("folder", str(run)))
     checkpoint.save(run, saved, lambda folder: None, comm)
     resumed = trainer(comm, config, restore=checkpoint.folder(run, 1))
-    assert resumed.why == ""
+    assert resumed.plan.why == ""
     found = {bucket.segments[0].compressor.name for bucket in resumed.reducer.buckets}
     assert found == ({"none", "rows"} if chosen == "none" else {"onebit"})
     resumed.step()

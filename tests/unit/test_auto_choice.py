@@ -27,6 +27,14 @@ def test_a_step_is_no_shorter_than_what_is_computed():
     assert predict([Cost(1, 0, 0)], ready_s=[2], compute_s=4).step_s == 5
 
 
+def test_sending_holds_up_what_is_computed_meanwhile():
+    """Backward hides either, but what sends less leaves it the processor."""
+    much, little = Cost(0, 0, 0.5, burden_s=0.2), Cost(0.1, 0, 0.05, burden_s=0.02)
+    assert predict([much], ready_s=[1], compute_s=3).step_s == pytest.approx(3.2)
+    assert search([[much, little]] * 2, ready_s=[1, 2], compute_s=3) == [1, 1]
+    assert search([[Cost(0, 0, 0.5), little]] * 2, ready_s=[1, 2], compute_s=3) == [0, 0]
+
+
 @given(rows, st.floats(0.1, 2))
 def test_the_choice_is_as_good_as_one_for_all(costs, compute_s):
     ready_s = [compute_s * (bucket + 1) / len(costs) for bucket in range(len(costs))]
