@@ -48,12 +48,12 @@ def tidied(comm, request):
 
 @pytest.fixture
 def few_worlds(comm):
-    """For tests that compare a run with another of as many ranks: one process, 2 on Gloo, 4 on MPI are enough.
+    """For tests that compare a run with another of as many ranks: one process, 2 on Gloo, 3 and 4 on MPI are enough.
 
     Tests that compare ranks with one process, or with simulated ranks, are for all worlds.
     """
-    if (comm.size, comm.controller) not in ((1, "none"), (2, "gloo"), (4, "mpi")):
-        pytest.skip("runs of as many ranks are compared by one process, by 2 ranks on Gloo, by 4 on MPI")
+    if (comm.size, comm.controller) not in ((1, "none"), (2, "gloo"), (3, "mpi"), (4, "mpi")):
+        pytest.skip("runs of as many ranks are compared by one process, by 2 ranks on Gloo, by 3 and 4 on MPI")
 
 
 @pytest.fixture(scope="session")
