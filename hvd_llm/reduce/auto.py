@@ -93,7 +93,7 @@ def choose(
     seconds = [readiness() for _ in range(2)]
     mine = [min(each[name] for each in seconds) for name in order]
     pass_s = dict(zip(order, _mean(comm, mine), strict=True))
-    burden = 0.0  # of a byte; memory that ranks share is none to speak of
+    burden = 0.0  # of a byte; where ranks share memory, none is sent
     if not comm.shares_memory:
         line = lines.lines["world", "sum"]
         device = parameters[order[0]].device
