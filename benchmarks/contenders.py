@@ -7,7 +7,7 @@ import argparse
 import re
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import horovod.torch as hvd
@@ -17,7 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.apart import Apart
+from benchmarks.mute import Mute
 from hvd_llm import device, mesh, models, optimizer, routing
 from hvd_llm.comm import Comm
 from hvd_llm.config import Config
@@ -51,9 +51,10 @@ def untraced(config: Config, comm: Comm) -> Step:
 
 def floor(config: Config, comm: Comm) -> Step:
     """no communication: every rank trains its share alone, beside the others"""
-    apart = Apart(comm.rank, comm.size)
+    mute = Mute(comm.rank, comm.size)
     comm.close()  # Horovod's background thread costs something even when it has nothing to do
-    return _trainer(config, apart, NoTrace())
+    whole = replace(config, reduce=replace(config.reduce, rows=False))  # to find rows is work, for what is sent
+    return _trainer(whole, mute, NoTrace())
 
 
 def stock_horovod(config: Config, comm: Comm, compression=hvd.Compression.none) -> Step:
@@ -195,7 +196,7 @@ def _trainer(config: Config, comm: Comm, trace: Trace) -> Step:
     state = State(config, _model(config, dataset))
     ranks = mesh.build(comm.rank, comm.gather_objects("hosts", socket.gethostname()))
     training = batches(config, dataset, "train")
-    among = routing.candidates(config)
+    among = routing.allowed(config)
     comm.register(ranks.named({group for compressor in among for group in compressor.groups}))
     trainer = Trainer(config, comm, state, ranks, training, training, among, config.train.steps, trace)
 

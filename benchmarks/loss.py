@@ -38,7 +38,7 @@ def train(name: str, hosts: Hosts, args: argparse.Namespace, run: Path) -> str:
         "checkpoint.best": "false",
         "run.threads": 1,
     }
-    words = options(settings | find(name).changes) + args.settings
+    words = options(settings) + args.settings + options(find(name).changes)
     with open(run.with_suffix(".log"), "w+") as log:
         command = ["hvd-llm", "train", args.config, *words, "--run.dir", str(run)]
         code = launch(hosts, command, args.controller, args.ranks_per_host, find(name).environment, log).wait()

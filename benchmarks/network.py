@@ -28,6 +28,7 @@ from benchmarks.side_by_side import SETTINGS
 from hvd_llm.config import Reduce
 from hvd_llm.errors import UserError
 from hvd_llm.reduce.pricing import FRAMING
+from hvd_llm.train_command import overrides
 
 MODELS = {  # GPT-2 of so many parameters
     "5m": {"model.layers": 5, "model.hidden": 256, "model.heads": 4},
@@ -80,7 +81,7 @@ class Measurement:
     def _turn(self, jobs: Jobs, job: Job, hosts: Hosts, seconds: float | None) -> dict | None:
         """One contender's turn, of as many steps as its last ones, of `seconds` each, let hope; its row of `times`."""
         wanted = 1 if seconds is None else min(self._args.steps, max(2, round(self._args.turn / seconds) - 1))
-        every = int(find(job.name).changes.get("sync.every", 1))
+        every = int(_settings_of(job.name, self._args).get("sync.every", 1))
         # The first step finds TCP as slow as at its start, and cold caches: it is not timed, but where a turn must be
         # of whole rounds, whose exchange is one step's.
         steps, warm_up = (wanted, 1) if every == 1 else (-(-wanted // every) * every, 0)
@@ -160,9 +161,14 @@ def show(table: pd.DataFrame, incomplete: dict[str, dict[str, str]]) -> None:
             print(f"\n{name} did not complete on {controller}: {why}")
 
 
-def _looks(name: str) -> bool:
+def _settings_of(name: str, args: argparse.Namespace) -> dict[str, str]:
+    """What a contender's configuration is changed by, besides the model and its batch."""
+    return overrides(args.settings) | find(name).changes
+
+
+def _looks(name: str, args: argparse.Namespace) -> bool:
     """Whether a contender's compressors are chosen by what a probe finds."""
-    return Reduce(compressor=find(name).changes.get("reduce.compressor", "none")).automatic
+    return Reduce(compressor=_settings_of(name, args).get("reduce.compressor", "none")).automatic
 
 
 def _rate(text: str) -> str:
@@ -203,8 +209,12 @@ def _arguments() -> argparse.Namespace:
     add("--out", type=Path, help="folder for times, ratios and figure (default: runs/bench-TIME)")
     args, args.settings = parser.parse_known_args()
     args.contenders = list(dict.fromkeys(args.contenders))
-    if len(args.rates) > 1 and any(_looks(name) for name in args.contenders):
-        parser.error("ours:auto looks at the network when it starts: give one of --rates at a time")
+    try:
+        looks = [_looks(name, args) for name in args.contenders]
+    except UserError as error:
+        parser.error(str(error))
+    if len(args.rates) > 1 and any(looks):
+        parser.error("auto looks at the network when it starts: give one of --rates at a time")
     return args
 
 

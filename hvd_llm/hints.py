@@ -7,10 +7,13 @@ from hvd_llm.comm import Comm
 from hvd_llm.config import Config, Sync
 
 
-def hints(config: Config, comm: Comm, threads: int, sharing: int, training: int, validation: int) -> Iterator[str]:
+def hints(
+    config: Config, comm: Comm, device: str, threads: int, sharing: int, training: int, validation: int
+) -> Iterator[str]:
     """A sentence for each.
 
     Args:
+        device: kind of it, such as "cpu".
         threads: CPU threads of this rank.
         sharing: ranks that may use this rank's cores.
         training, validation: sequences of these splits.
@@ -20,7 +23,7 @@ def hints(config: Config, comm: Comm, threads: int, sharing: int, training: int,
     scored = config.evaluate.batches * config.train.global_batch
     if 0 < scored < validation:
         yield f"scores while training are of {scored} of {validation} validation sequences (evaluate.batches, 0: all)"
-    if config.reduce.share_memory and 1 < comm.size == comm.local_size and not comm.shares_memory:
+    if config.reduce.share_memory and device == "cpu" and 1 < comm.size == comm.local_size and not comm.shares_memory:
         yield f"these ranks cannot share memory, and sum gradients through {comm.controller}"
     if config.trace.horovod_timeline and (comm.size == 1 or comm.shares_memory):
         why = "one rank does not use it" if comm.size == 1 else "these ranks sum gradients in memory they share"
@@ -30,8 +33,8 @@ def hints(config: Config, comm: Comm, threads: int, sharing: int, training: int,
         yield "onebit says little of gradients' sizes, by which adamw steps: optimizer.name zero_one_adam can bear that"
     if config.reduce.automatic and "hierarchical" not in compressor and 1 < comm.local_size < comm.size:
         yield "hosts have several ranks: auto(hierarchical=true) may also sum within hosts first"
-    lossy = compressor != "none" and not config.reduce.automatic
-    if lossy and comm.shares_memory and config.sync.every == 1:
+    for_speed = not compressor.startswith(("none", "adasum")) and not config.reduce.automatic
+    if for_speed and comm.shares_memory and config.sync.every == 1:
         yield f"these ranks could sum gradients in memory they share, which is faster than {compressor}"
     if 1 < config.train.steps - config.sync.after < config.sync.every:
         yield f"ranks will meet once, at the end: sync.every is {config.sync.every}, and these are all steps"

@@ -10,12 +10,12 @@ from hvd_llm.comm import Comm
 from hvd_llm.compress import registry
 from hvd_llm.compress.base import Compressor
 from hvd_llm.compress.none import none
+from hvd_llm.compress.rows import rows
 from hvd_llm.config import Config
 from hvd_llm.errors import UserError
 from hvd_llm.reduce import auto, policy
-from hvd_llm.reduce.buckets import readiness
+from hvd_llm.reduce.buckets import lookup, readiness
 from hvd_llm.reduce.policy import Planned
-from hvd_llm.reduce.reducer import lookup
 from hvd_llm.reduce.sender import Route
 from hvd_llm.state import Progress, State
 from hvd_llm.trace import Trace, now
@@ -47,21 +47,20 @@ class Plan:
         return found
 
 
-def candidates(config: Config) -> list[Compressor]:
+def allowed(config: Config) -> list[Compressor]:
     """What `reduce.compressor` allows: one, or for auto several, `none` first.
 
     Raises:
         UserError: one of them cannot be, or not with this optimizer.
     """
     among = registry.candidates(config.reduce.compressor)
-    setting, value = ("sync.outer_momentum", config.sync.outer_momentum)
-    if config.sync.every == 1:
-        setting, value = ("optimizer.beta1", config.optimizer.beta1)
+    momenta = {"optimizer.beta1": config.optimizer.beta1, "sync.outer_momentum": config.sync.outer_momentum}
+    setting = "optimizer.beta1" if config.sync.every == 1 else "sync.outer_momentum"
     given = f"reduce.compressor is {config.reduce.compressor!r}"
-    if value and any(compressor.own_momentum for compressor in among):
+    if momenta[setting] and any(compressor.own_momentum for compressor in among):
         raise UserError(
-            f"{given}, which has momentum of its own, and {setting} is {value:g}, which would be a second one: set it "
-            "to 0"
+            f"{given}, which has momentum of its own, and {setting} is {momenta[setting]:g}, which would be a second "
+            "one: set it to 0"
         )
     if config.optimizer.name == "zero_one_adam" and not all(compressor.sums for compressor in among):
         raise UserError(f"{given} and optimizer.name is 'zero_one_adam', which is for sums of gradients; take 'adamw'")
@@ -77,12 +76,8 @@ def plan(config: Config, route: Route, state: State, among: Sequence[Compressor]
     """
     if len(among) == 1 or route.comm.size == 1:
         return _plain(config, route.comm, state, among[0], rehearse)
-    chosen, expected = _choose(config, route, state, among, rehearse)
-    found = chosen
-    if all(planned.compressor == none for planned in chosen.buckets):
-        found = replace(_plain(config, route.comm, state, none, rehearse), why=chosen.why)
-    exchange_s = expected.exchange_s if found.buckets == chosen.buckets else ()
-    _note(route.trace, state.progress.step, expected.step_s, exchange_s)
+    found, expected = _choose(config, route, state, among, rehearse)
+    _note(route.trace, state.progress.step, expected)
     return found
 
 
@@ -102,12 +97,12 @@ def _order(parameters: Mapping[str, Tensor], comm: Comm, progress: Progress, reh
     return progress.bucket_order
 
 
-def _note(trace: Trace, step: int, step_s: float, exchange_s: Sequence[float]) -> None:
+def _note(trace: Trace, step: int, expected: auto.Prediction) -> None:
     """Write down what is expected, so that a report can say what came of it."""
     trace.step = step
-    for bucket, seconds in enumerate(exchange_s):
+    for bucket, seconds in enumerate(expected.exchange_s):
         trace.add("expected_exchange", now(), now(), bucket, round(seconds * 1e9))
-    trace.add("expected_step", now(), now(), amount=round(step_s * 1e9))
+    trace.add("expected_step", now(), now(), amount=round(expected.step_s * 1e9))
 
 
 def _by_rows(config: Config, comm: Comm, state: State, compressor: Compressor) -> tuple[list[str], dict[str, Tensor]]:
@@ -128,27 +123,43 @@ def _choose(
 ) -> tuple[Plan, auto.Prediction]:
     """For `reduce.compressor = auto`: the buckets, and what to expect of them."""
     comm, progress, why = route.comm, state.progress, ""
-    asked = {
-        "ranks": comm.size,
-        "ranks_per_host": comm.place(route.groups["node"])[1],
-        "among": [one.text for one in among],
-        "bucket_mb": config.reduce.bucket_mb,
-        "overlap": config.reduce.overlap,
-    }
+    plain = _plain(config, comm, state, none, rehearse)
+    asked = comm.broadcast_object("asked", _asked(config, route, state, among))  # hosts may be unlike; all must choose
     if progress.choice.get("asked") != asked:
+        parts = {lookup(name): leaf for name, leaf in plain.lookups.items()}
         share = -(-config.train.global_batch // comm.size)
         choice = auto.choose(
             state.parameters,
-            _order(state.parameters, comm, progress, rehearse),
+            parts,
+            plain.buckets,
             config.reduce.bucket_mb * MIB,
             among,
             comm,
             route.groups,
-            lambda: readiness(state.parameters, rehearse),
+            lambda: readiness(state.parameters | parts, rehearse),
+            tokens=share * config.data.sequence_length,
             passes=-(-share // config.train.micro_batch),
             overlap=config.reduce.overlap,
         )
         # Ranks may round unlike each other.
         why, progress.choice = choice.why, comm.broadcast_object("choice", {"asked": asked} | choice.as_json())
     expected, buckets = auto.from_json(progress.choice, among)
+    if all(planned.compressor in (none, rows) for planned in buckets):  # as if nothing else had been asked for
+        known = expected if buckets == plain.buckets else replace(expected, exchange_s=())
+        return replace(plain, why=why), known
+    models.whole_lookups(state.model)
     return Plan(buckets, why=why), expected
+
+
+def _asked(config: Config, route: Route, state: State, among: Sequence[Compressor]) -> dict:
+    """What the choice depends on; with another one of these, a resumed run chooses again."""
+    return {
+        "ranks": route.comm.size,
+        "ranks_per_host": route.comm.place(route.groups["node"])[1],
+        "shares_memory": route.comm.shares_memory,
+        "device": next(iter(state.parameters.values())).device.type,
+        "among": [one.text for one in among],
+        "bucket_mb": config.reduce.bucket_mb,
+        "rows": config.reduce.rows,
+        "overlap": config.reduce.overlap,
+    }

@@ -55,7 +55,7 @@ class State:
         memory: parameter → slot → tensor: what this rank's compressors remember. This and the next two are brought up
             to date when the state is saved.
         shared: parameter → slot → tensor: what ranks that train apart agree on, and sums that are taken up late.
-        apart: "weights/parameter" or "slot/parameter" → tensor: this rank's own weights and optimizer, if they do;
+        own: "weights/parameter" or "slot/parameter" → tensor: this rank's own weights and optimizer, if they do;
             "sent/parameter": its weights as they were sent, of what is under way. Its weights alone, if it went ahead
             of sums that are taken up late.
     """
@@ -67,7 +67,7 @@ class State:
         self.loss_scale = optimizer.LossScale(dynamic=config.train.precision == "fp16")
         self.memory: Named = {}
         self.shared: Named = {}
-        self.apart: dict[str, Tensor] = {}
+        self.own: dict[str, Tensor] = {}
         self.progress = Progress()
 
     def snapshot(self) -> checkpoint.Snapshot:
@@ -81,7 +81,7 @@ class State:
             if slot != "anchor"
         }
         own = {name: dict(slots) for name, slots in self.memory.items()}
-        for key, value in self.apart.items():
+        for key, value in self.own.items():
             slot, name = key.split("/", 1)
             own.setdefault(name, {})[f"{_OWN}{slot}"] = value
         return checkpoint.Snapshot(
@@ -92,7 +92,7 @@ class State:
         )
 
     def own_optimizer(self) -> dict[str, Tensor]:
-        """The optimizer's tensors, in the form of `apart`."""
+        """The optimizer's tensors, in the form of `own`."""
         return optimizer.named_state(self.optimizer, {parameter: name for name, parameter in self.parameters.items()})
 
     def remember(self, memory: Named, shared: Named | None = None, own: Mapping[str, Tensor] | None = None) -> None:
@@ -100,12 +100,12 @@ class State:
 
         Args:
             shared: what is equal on all ranks.
-            own: what is this rank's alone, in the form of `apart`.
+            own: what becomes the attribute `own`.
         """
-        self.memory, self.shared, self.apart = memory, shared or {}, dict(own or {})
+        self.memory, self.shared, self.own = memory, shared or {}, dict(own or {})
 
     def own_weights(self) -> dict[str, Tensor]:
-        """This rank's weights, in the form of `apart`."""
+        """This rank's weights, in the form of `own`."""
         return {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
 
     def restore(self, path: Path, rank: int = 0, size: int = 1, same: Collection[str] = ()) -> None:
@@ -133,17 +133,17 @@ class State:
         for name, slots in snapshot.own.items():
             for slot, value in slots.items():
                 if slot.startswith(_OWN):
-                    self.apart[f"{slot.removeprefix(_OWN)}/{name}"] = value
+                    self.own[f"{slot.removeprefix(_OWN)}/{name}"] = value
                 else:
                     self.memory.setdefault(name, {})[slot] = value
 
     @torch.no_grad()
     def part(self) -> None:
         """Go on from this rank's own weights and optimizer, if a checkpoint had them."""
-        if not self.apart:
+        if not self.own:
             return
         for name, parameter in self.parameters.items():
-            parameter.copy_(self.apart[f"weights/{name}"])
-        inner = {key: value for key, value in self.apart.items() if not key.startswith(("weights/", SENT))}
+            parameter.copy_(self.own[f"weights/{name}"])
+        inner = {key: value for key, value in self.own.items() if not key.startswith(("weights/", SENT))}
         if inner:
             optimizer.load_named_state(self.optimizer, self.parameters, inner)

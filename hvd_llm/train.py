@@ -51,7 +51,7 @@ def train(config: Config, name: str, comm: Comm) -> Path:
         if comm.size > config.train.global_batch:
             raise UserError(f"train.global_batch is {config.train.global_batch}, fewer than the {comm.size} ranks")
         model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(where)
-        among = routing.candidates(config)
+        among = routing.allowed(config)
     comm.require_same("configuration", asdict(replace(config, run=replace(config.run, dir="", threads=0))))
     comm.require_same("kind of device", where.type)  # compressors code numbers in pieces that suit it
     comm.require_same("prepared data", dataset.fingerprint)
@@ -73,7 +73,7 @@ def train(config: Config, name: str, comm: Comm) -> Path:
             about = provenance.launch(state.progress.step, machines, comm, threads)
             launch = runfolder.add_launch(run, about, config)
             witness = _witness(run, config, comm, state, steps)
-            for hint in hints(config, comm, threads, sharing, training.samples, validation.samples):
+            for hint in hints(config, comm, where.type, threads, sharing, training.samples, validation.samples):
                 witness.say(hint)
         launch = comm.broadcast_object("launch", launch)
         with closing(witness), closing(_open_trace(config, run / "trace" / f"launch-{launch}", comm)) as trace:

@@ -40,10 +40,11 @@ def connect(config: Config | None = None, groups: bool = False) -> Comm:
         )
     from hvd_llm.comm import hvd  # slow to import, and not always installed
 
-    milliseconds = config.reduce.cycle_ms or cycle_ms(torch.cuda.is_available(), hvd.wakes(), groups)
+    gpu = config.run.device != "cpu" and torch.cuda.is_available()
+    milliseconds = config.reduce.cycle_ms or cycle_ms(gpu, hvd.wakes(), groups)
     for name, variable in variables(milliseconds, config.trace.horovod_timeline).items():
         os.environ.setdefault(name, variable.value)  # what the user exported wins
-    return hvd.HvdComm(launch, config.reduce.share_memory, groups)
+    return hvd.HvdComm(launch, config.reduce.share_memory and not gpu, groups)
 
 
 def cycle_ms(gpu: bool, wakes: bool, groups: bool) -> float:

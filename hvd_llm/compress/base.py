@@ -173,7 +173,8 @@ class Compressor:
     def own_momentum(self) -> float:
         """Its option `momentum`, or that of one that it wraps; 0 without. An optimizer's would be a second one."""
         wrapped = [value.own_momentum for value in self.defaults.values() if isinstance(value, Compressor)]
-        return max([float(self.defaults.get("momentum", 0)), *wrapped])
+        own = self.defaults.get("momentum")
+        return max([float(own) if isinstance(own, int | float) else 0.0, *wrapped])
 
     @property
     def summary(self) -> str:

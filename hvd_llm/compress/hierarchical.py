@@ -26,7 +26,10 @@ def hierarchical(gradient, state, at, across: Compressor = int4):
     node, nodes = at.within("node"), at.within("across")
     too_few = gradient.dim() == 1 and len(gradient) < node.size
     if nodes.size == 1 or too_few:  # nothing to gain
-        kept = None if at.feedback else state.pop("error", None)  # of one that keeps an error of its own
+        kept = None
+        if not at.feedback:  # one that keeps an error of its own, and other things with it
+            kept = state.pop("error", None)
+            state.clear()
         total = yield Sum(gradient.clone() if kept is None else gradient + kept)
         gradient.zero_()
         return total

@@ -4,7 +4,7 @@ Nothing here knows how many ranks there are.
 """
 
 from hvd_llm.models.build import build
-from hvd_llm.models.embeddings import part_lookups, sparse_embeddings
+from hvd_llm.models.embeddings import part_lookups, sparse_embeddings, whole_lookups
 from hvd_llm.models.folder import from_checkpoint, other_token
 from hvd_llm.models.loss import loss_sum, predictions
 from hvd_llm.models.structure import (
@@ -32,4 +32,5 @@ __all__ = [
     "save_assets",
     "sparse_embeddings",
     "tensors",
+    "whole_lookups",
 ]

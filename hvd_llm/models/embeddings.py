@@ -29,6 +29,13 @@ def part_lookups(model: nn.Module, tokens: int) -> dict[str, Tensor]:
     return leaves
 
 
+def whole_lookups(model: nn.Module) -> None:
+    """Undo `part_lookups`."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.__dict__.pop("forward", None)
+
+
 def _embeddings(model: nn.Module, tokens: int) -> Iterator[tuple[str, nn.Embedding, bool]]:
     """Name of the weight, module, whether others use the weight; of those with more rows than half of `tokens`.
 

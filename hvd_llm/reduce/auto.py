@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from hvd_llm.comm import Comm, Group
 from hvd_llm.compress.base import Compressor, State
 from hvd_llm.compress.none import none
+from hvd_llm.compress.rows import rows
 from hvd_llm.reduce import network, policy, turns
-from hvd_llm.reduce.buckets import allocate
+from hvd_llm.reduce.buckets import allocate, lookup
 from hvd_llm.reduce.network import Network
 from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.pricing import Price, price
@@ -65,59 +66,93 @@ class Choice:
         return {"plan": plan, "step_s": self.prediction.step_s, "exchange_s": list(self.prediction.exchange_s)}
 
 
+@dataclass(frozen=True)
+class Probe:
+    """What was found out before the first step; the same on all ranks.
+
+    Attributes:
+        lines: of the network.
+        pass_s: parameter, or part of one, → seconds of a forward and backward pass until its gradient is there.
+        burden: seconds by which each byte that is sent meanwhile holds up such a pass.
+    """
+
+    lines: Network
+    pass_s: Mapping[str, float]
+    burden: float
+
+
 def choose(
     parameters: Mapping[str, nn.Parameter],
-    order: Sequence[str],
+    lookups: Mapping[str, Tensor],
+    plain: Sequence[Planned],
     bucket_bytes: float,
     among: Sequence[Compressor],
     comm: Comm,
     groups: Mapping[str, Group],
     readiness: Callable[[], Mapping[str, float]],
+    tokens: int,
     passes: int = 1,
     overlap: str = "backward",
 ) -> Choice:
     """Probe, then choose; the same on all ranks. Collective.
 
     Args:
-        order: parameter names as their gradients become ready.
+        lookups: name → leaf that gets a part of a parameter's gradient, in `plain`.
+        plain: the buckets if nothing is compressed.
         among: `none`, then what else may be chosen.
         groups: what names of groups stand for on this rank: "world", and those that candidates ask for.
-        readiness: runs a forward and a backward pass; parameter → seconds from its start to the gradient.
-        passes: of these in a step.
+        readiness: runs a forward and a backward pass; parameter or lookup → seconds from its start to the gradient.
+        tokens: of a rank in a step.
+        passes: in a step.
         overlap: `reduce.overlap`.
     """
-    readiness()  # the first pass is slower than all others
     asked = {"world"}.union(*(compressor.groups for compressor in among))
-    lines = network.measure(comm, parameters[order[0]].device, {name: groups[name] for name in sorted(asked)})
-    node_size = comm.place(groups["node"])[1]
-    seconds = [readiness() for _ in range(2)]
-    mine = [min(each[name] for each in seconds) for name in order]
-    pass_s = dict(zip(order, _mean(comm, mine), strict=True))
-    burden = 0.0  # of a byte; where ranks share memory, none is sent
-    if not comm.shares_memory:
-        line = lines.lines["world", "sum"]
-        device = parameters[order[0]].device
-        (burden,) = _mean(comm, [network.burden(comm, device, line, lambda: max(readiness().values()), max(mine))])
-    compute_s = passes * max(pass_s.values())
+    used = {name: groups[name] for name in sorted(asked)}
+    found = _probe(comm, used, next(iter(parameters.values())).device, [*parameters, *lookups], readiness, overlap)
+    whole_s = {name: max(found.pass_s[name], found.pass_s.get(lookup(name), 0.0)) for name in parameters}
+    tensors, node_size = dict(parameters) | lookups, comm.place(groups["node"])[1]
+    pass_s = max(whole_s.values())
 
-    def decide(cuts: Sequence[Sequence[str]], offers: Sequence[Sequence[Compressor]]) -> tuple[list[int], Prediction]:
+    def decide(
+        cuts: Sequence[Sequence[str]], offers: Sequence[Sequence[Compressor]], there_s: Mapping[str, float]
+    ) -> tuple[list[int], Prediction]:
         """By bucket, which to take, and what to expect then."""
-        costs = _costs(parameters, cuts, offers, comm, node_size, lines, burden)
-        last = [max(pass_s[name] for name in names) - max(pass_s.values()) for names in cuts]
-        ready_s = [compute_s + (0 if overlap == "none" else before) for before in last]
-        chosen = search(costs, ready_s, compute_s, overlap == "forward")
+        costs = _costs(tensors, cuts, offers, comm, node_size, found, tokens)
+        last = [max(there_s[name] for name in names) - pass_s for names in cuts]
+        ready_s = [passes * pass_s + (0 if overlap == "none" else before) for before in last]
+        chosen = search(costs, ready_s, passes * pass_s, overlap == "forward")
         taken = [row[at] for row, at in zip(costs, chosen, strict=True)]
-        return chosen, predict(taken, ready_s, compute_s, overlap == "forward")
+        return chosen, predict(taken, ready_s, passes * pass_s, overlap == "forward")
 
-    as_is = policy.plan(parameters, order, bucket_bytes, none)
-    _, plain = decide([planned.names for planned in as_is], [[none]] * len(as_is))
+    _, uncompressed = decide([each.names for each in plain], [[each.compressor] for each in plain], found.pass_s)
+    order = sorted(parameters, key=whole_s.__getitem__)
     cuts = policy.cut(parameters, order, bucket_bytes, lambda name: policy.is_matrix(parameters[name]))
     offers = [list(among) if policy.is_matrix(parameters[names[0]]) else [none] for names in cuts]
-    chosen, prediction = decide(cuts, offers)
+    chosen, prediction = decide(cuts, offers, whole_s)
     plan = [Planned(tuple(names), offer[at]) for names, offer, at in zip(cuts, offers, chosen, strict=True)]
-    if not any(chosen) or plain.step_s <= prediction.step_s * _NEAR:
-        plan, prediction = as_is, plain
-    return Choice(plan, prediction, _why(parameters, plan, prediction, plain, lines))
+    if not any(chosen) or uncompressed.step_s <= prediction.step_s * _NEAR:
+        plan, prediction = list(plain), uncompressed
+    return Choice(plan, prediction, _why(tensors, plan, prediction, uncompressed, found.lines))
+
+
+def _probe(
+    comm: Comm,
+    groups: Mapping[str, Group],
+    device: torch.device,
+    names: Sequence[str],
+    readiness: Callable[[], Mapping[str, float]],
+    overlap: str,
+) -> Probe:
+    readiness()  # the first pass is slower than all others
+    lines = network.measure(comm, device, groups)
+    seconds = [readiness() for _ in range(2)]
+    mine = [min(each[name] for each in seconds) for name in names]
+    pass_s, burden = dict(zip(names, _mean(comm, mine), strict=True)), 0.0
+    if overlap != "none" and not comm.shares_memory:
+        line = lines.lines["world", "sum"]
+        found = network.burden(comm, device, line, lambda: max(readiness().values()), max(mine))
+        burden = max(0.0, *_mean(comm, [found]))  # chance may have some ranks compute faster meanwhile
+    return Probe(lines, pass_s, burden)
 
 
 def _mean(comm: Comm, mine: Sequence[float]) -> list[float]:
@@ -126,58 +161,52 @@ def _mean(comm: Comm, mine: Sequence[float]) -> list[float]:
 
 
 def _costs(
-    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
     cuts: Sequence[Sequence[str]],
     offers: Sequence[Sequence[Compressor]],
     comm: Comm,
     node_size: int,
-    lines: Network,
-    burden: float,
+    found: Probe,
+    tokens: int,
 ) -> list[list[Cost]]:
     """By bucket and candidate; kernels take what they take on average, while all ranks compute."""
-    prices = _prices(parameters, cuts, offers, comm.size, node_size)
+    known: dict[tuple, Price] = {}  # what has the same shapes is priced once
+
+    def priced(names: Sequence[str], compressor: Compressor) -> Price:
+        key = tuple(tensors[name].shape for name in names), compressor.text
+        if key not in known:
+            known[key] = _price(tensors, names, compressor, comm.size, node_size, tokens)
+        return known[key]
+
+    prices = [[priced(names, compressor) for compressor in offer] for names, offer in zip(cuts, offers, strict=True)]
     kernels = iter(_mean(comm, [price.kernel_s for row in prices for price in row]))
-    return [
-        [Cost(next(kernels), *lines.seconds(price.operations), burden * price.sent_bytes) for price in row]
-        for row in prices
-    ]
 
+    def cost(price: Price) -> Cost:
+        held_up_s = found.burden * (price.sent_bytes + price.node_bytes)
+        return Cost(next(kernels), *found.lines.seconds(price.operations), held_up_s)
 
-def _prices(
-    parameters: Mapping[str, nn.Parameter],
-    cuts: Sequence[Sequence[str]],
-    offers: Sequence[Sequence[Compressor]],
-    size: int,
-    node_size: int,
-) -> list[list[Price]]:
-    """By bucket and candidate; what has the same shapes is priced once."""
-    known: dict[tuple, Price] = {}
-    for names, offer in zip(cuts, offers, strict=True):
-        for compressor in offer:
-            key = _shapes(parameters, names), compressor.text
-            if key not in known:
-                known[key] = _price(parameters, names, compressor, size, node_size)
-    return [
-        [known[_shapes(parameters, names), compressor.text] for compressor in offer]
-        for names, offer in zip(cuts, offers, strict=True)
-    ]
-
-
-def _shapes(parameters: Mapping[str, nn.Parameter], names: Sequence[str]) -> tuple:
-    return tuple(parameters[name].shape for name in names)
+    return [[cost(price) for price in row] for row in prices]
 
 
 def _price(
-    parameters: Mapping[str, nn.Parameter], names: Sequence[str], compressor: Compressor, size: int, node_size: int
+    tensors: Mapping[str, Tensor],
+    names: Sequence[str],
+    compressor: Compressor,
+    size: int,
+    node_size: int,
+    tokens: int,
 ) -> Price:
-    """Of a bucket's exchange, as it is once there is a state from earlier steps."""
+    """Of a bucket's exchange, as it is once there is a state from earlier steps; of rows, if all tokens differ."""
 
     def random(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.randn(elements, dtype=dtype, device=device)
 
-    (bucket,) = allocate(parameters, [Planned(tuple(names), compressor)], random)
+    (bucket,) = allocate(tensors, [Planned(tuple(names), compressor)], random)
     states: list[State] = [{} for _ in bucket.segments]
     gradients = [segment.tensor for segment in bucket.segments]
+    if compressor == rows:
+        for gradient in gradients:
+            gradient[:, tokens:] = 0
     runs = [price(compressor, gradients, size, states, node_size)]  # it has no state yet, and cold caches
     while len(runs) < 2 or (len(runs) < 4 and runs[-1].kernel_s < _LONG_S):
         runs.append(price(compressor, gradients, size, states, node_size))
@@ -186,7 +215,7 @@ def _price(
 
 def from_json(saved: Mapping, among: Sequence[Compressor]) -> tuple[Prediction, list[Planned]]:
     """Undo `Choice.as_json`."""
-    named = {compressor.text: compressor for compressor in among}
+    named = {compressor.text: compressor for compressor in (*among, rows)}
     plan = [Planned(tuple(names), named[text]) for names, text in saved["plan"]]
     return Prediction(saved["step_s"], tuple(saved["exchange_s"])), plan
 
@@ -245,7 +274,7 @@ def search(
 
 
 def _why(
-    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
     plan: Sequence[Planned],
     chosen: Prediction,
     plain: Prediction,
@@ -254,7 +283,7 @@ def _why(
     """One line: what was chosen, for how many bytes of gradients, and what speaks for it."""
     sizes: dict[str, int] = {}
     for planned in plan:
-        size = sum(parameters[name].nbytes for name in planned.names)
+        size = sum(tensors[name].nbytes for name in planned.names)
         sizes[planned.compressor.text] = sizes.get(planned.compressor.text, 0) + size
     parts = ", ".join(f"{text} for {size / 1e6:.2f} MB" for text, size in sizes.items())
     line = lines.lines["world", "bucket"]

@@ -88,6 +88,11 @@ def _matrix(parameter: Tensor) -> tuple[int, int]:
     return rows, parameter.numel() // rows
 
 
+def lookup(name: str) -> str:
+    """What stands for the part of a parameter's gradient that comes from looking up in it."""
+    return f"{name}.lookup"
+
+
 def total_norm(buckets: Iterable[Bucket]) -> float:
     """The L2 norm of all that is in them; of equal buckets the same bits on all ranks."""
     return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(bucket.flat) for bucket in buckets])))

@@ -104,7 +104,7 @@ def duration(comm: Comm, kind: str, request: Request, group: Group = WORLD) -> f
 def burden(comm: Comm, device: torch.device, line: Line, work: Callable[[], float], alone_s: float) -> float:
     """By how many seconds each byte that this rank sends holds up its other work: to send takes processor and memory.
 
-    Collective.
+    It is measured, so it may come out a little below 0. Collective.
 
     Args:
         line: that of a sum among all ranks.
@@ -122,7 +122,7 @@ def burden(comm: Comm, device: torch.device, line: Line, work: Callable[[], floa
 
     took, whole = min(loaded() for _ in range(2))
     sent = sent_bytes(Sum(tensor), comm.rank, comm.size) * took / whole
-    return max(0.0, took - alone_s) / sent
+    return (took - alone_s) / sent
 
 
 def fit(sent: Sequence[float], seconds: Sequence[float]) -> Line:

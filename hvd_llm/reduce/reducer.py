@@ -7,16 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from hvd_llm.comm import Handle
-from hvd_llm.reduce.buckets import Bucket
+from hvd_llm.reduce.buckets import Bucket, lookup
 from hvd_llm.reduce.memory import Memory, Named
 from hvd_llm.reduce.policy import Planned
 from hvd_llm.reduce.sender import Route, Sender
 from hvd_llm.reduce.turns import InTurn
-
-
-def lookup(name: str) -> str:
-    """What stands for the part of a parameter's gradient that comes from looking up in it."""
-    return f"{name}.lookup"
 
 
 def home(buckets: Iterable[Bucket]) -> dict[str, tuple[Bucket, Tensor]]:

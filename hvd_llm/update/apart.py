@@ -30,7 +30,7 @@ class Apart(Update):
             route,
             state.memory,
             state.shared,
-            state.apart,
+            state.own,
             state.progress.step,
         )
         plain = [Planned(planned.names, none) for planned in plan.buckets]

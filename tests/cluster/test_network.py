@@ -82,6 +82,8 @@ def test_losses_are_compared(tmp_path, data):
     assert abs(table.loc["ours:bf16", "over_first"] - 1) < 0.01
     fastest = table.loc[table["seconds"].idxmin()]
     assert fastest["loss_then"] == pytest.approx(fastest["validation_loss"])
-    assert (table["loss_then"] >= table["validation_loss"] - 1e-6).all()  # losses fall
+    untested = curves.groupby("contender")["seconds"].first().reindex(table.index) > fastest["seconds"]
+    assert table["loss_then"].isna().equals(untested)
+    assert (table["loss_then"] >= table["validation_loss"] - 1e-6)[~untested].all()  # losses fall
     assert table.loc["ours:sync.every=8", "megabytes"] < table.loc["ours", "megabytes"]
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_training import resumed, saved, settings, trainer
 
-from benchmarks.apart import Apart
+from benchmarks.mute import Mute
 from hvd_llm import checkpoint
 from hvd_llm.comm.solo import Solo
 from hvd_llm.metrics import Silence
@@ -29,7 +29,7 @@ def test_rounds_are_those_of_the_papers(comm, folders, lr, momentum, after):
     if comm.rank:
         return  # rank 0 simulates, for all
 
-    ranks = [trainer(Apart(rank, comm.size), plain, torch.float64) for rank in range(comm.size)]
+    ranks = [trainer(Mute(rank, comm.size), plain, torch.float64) for rank in range(comm.size)]
     for rank in ranks:
         rank.state.progress.bucket_order = together.state.progress.bucket_order
     alone = trainer(Solo(), plain, torch.float64)
@@ -68,7 +68,7 @@ def test_steps_taken_while_an_exchange_is_under_way_count_fully(comm, folders):
     if comm.rank:
         return  # rank 0 simulates, for all
     plain = settings(folders, "causal")
-    ranks = [trainer(Apart(rank, comm.size), plain, torch.float64) for rank in range(comm.size)]
+    ranks = [trainer(Mute(rank, comm.size), plain, torch.float64) for rank in range(comm.size)]
     for step in range(15):
         for rank in ranks:
             rank.step()

@@ -1,12 +1,13 @@
 """reduce.compressor = auto among real ranks: one plan for all, in the trace, and the same after a resume."""
 
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
-from small_training import settings, trainer
+from small_training import resumed, settings, trainer
 
 from analysis.trace_file import open_trace
-from hvd_llm import checkpoint
+from hvd_llm.reduce import auto
 from hvd_llm.trace import Trace
 
 AUTO = {"compressor": "auto(among='int8 onebit')", "bucket_mb": 0.02}
@@ -30,6 +31,57 @@ def test_all_ranks_choose_the_same(comm, folders, options):
     assert losses[-1] < losses[0]
 
 
+def test_the_choice_is_that_of_rank_0(comm, folders, monkeypatch):
+    """Ranks may round unlike each other."""
+    choose = auto.choose
+
+    def unlike(*args, **options):
+        found = choose(*args, **options)
+        return replace(found, prediction=replace(found.prediction, step_s=float(comm.rank)))
+
+    monkeypatch.setattr(auto, "choose", unlike)
+    together = trainer(comm, settings(folders, "causal", reduce=AUTO))
+    assert together.state.progress.choice["step_s"] == 0
+
+
+def force(monkeypatch, comm, compresses):
+    """Have auto compress all that it may, or nothing, as if the network had been another one, between hosts."""
+    monkeypatch.setattr(comm, "_memory", None)
+    monkeypatch.setattr(auto, "_NEAR", 0.0 if compresses else 1e9)
+    monkeypatch.setattr(auto, "search", lambda costs, *rest: [len(row) - 1 for row in costs])
+
+
+def used(trainer):
+    return {bucket.segments[0].compressor.name for bucket in trainer.reducer.buckets}
+
+
+@pytest.mark.parametrize("compresses", [False, True])
+def test_embeddings_go_by_rows_if_nothing_is_compressed(comm, folders, monkeypatch, compresses):
+    """As without auto; and that is what compressing is weighed against."""
+    force(monkeypatch, comm, compresses)
+    together = trainer(comm, settings(folders, "causal", reduce=AUTO))
+    buckets = together.reducer.buckets
+    assert used(together) == ({"none", "onebit"} if compresses else {"none", "rows"})
+    assert any(name.endswith(".lookup") for bucket in buckets for name in bucket.views) != compresses
+    assert len(together.state.progress.choice["exchange_s"]) == len(buckets)
+    losses = [together.step()[0]["loss"] for _ in range(8)]
+    together.check_drift()
+    assert losses[-1] < losses[0]
+
+
+def test_hosts_that_are_unlike_resume_alike(comm, folders, tmp_path_factory, monkeypatch):
+    """If one rank chose again and another did not, they would wait for each other."""
+    place = comm.place
+    monkeypatch.setattr(
+        comm, "place", lambda group: (0, 1 + (comm.rank == 0)) if group.name.startswith("node") else place(group)
+    )
+    straight = trainer(comm, settings(folders, "causal", reduce=AUTO))
+    straight.step()
+    again = resumed(straight, tmp_path_factory)
+    assert again.plan.why == ""
+    assert again.state.progress.choice == straight.state.progress.choice
+
+
 def test_what_it_expects_is_in_the_trace(comm, folders, tmp_path):
     path = tmp_path / "rank.trace"
     with closing(Trace(path, comm.rank, comm.size)) as trace:
@@ -45,26 +97,16 @@ def test_what_it_expects_is_in_the_trace(comm, folders, tmp_path):
 
 
 @pytest.mark.usefixtures("few_worlds")
-@pytest.mark.parametrize("chosen", ["onebit(block=1024, feedback=1.0)", "none"])
-def test_a_resumed_run_keeps_its_choice(comm, folders, tmp_path_factory, monkeypatch, chosen):
-    """Also one that the probe would not make, as if the network had been another one.
-
-    Between hosts, embeddings are sent by rows if it is none, as if that had been asked for.
-    """
-    monkeypatch.setattr(comm, "_memory", None)
-    config = settings(folders, "causal", reduce=AUTO)
-    straight = trainer(comm, config)
+@pytest.mark.parametrize("compresses", [False, True])
+def test_a_resumed_run_keeps_its_choice(comm, folders, tmp_path_factory, monkeypatch, compresses):
+    """Also one that the probe would not make now."""
+    force(monkeypatch, comm, compresses)
+    straight = trainer(comm, settings(folders, "causal", reduce=AUTO))
     straight.step()
-    straight.remember()
-    saved = straight.state.snapshot()
-    for planned in saved.progress["choice"]["plan"]:
-        planned[1] = chosen
-    run = tmp_path_factory.mktemp("run")
-    run = type(run)(comm.broadcast_object("folder", str(run)))
-    checkpoint.save(run, saved, lambda folder: None, comm)
-    resumed = trainer(comm, config, restore=checkpoint.folder(run, 1))
-    assert resumed.plan.why == ""
-    found = {bucket.segments[0].compressor.name for bucket in resumed.reducer.buckets}
-    assert found == ({"none", "rows"} if chosen == "none" else {"onebit"})
-    resumed.step()
-    resumed.check_drift()
+    force(monkeypatch, comm, not compresses)
+    again = resumed(straight, tmp_path_factory)
+    assert again.plan.why == ""
+    assert used(again) == used(straight)
+    row, expected = again.step()[0], straight.step()[0]
+    assert row["loss"] == expected["loss"]
+    again.check_drift()

@@ -77,6 +77,21 @@ def test_what_is_sent_and_what_is_kept_is_the_gradient(world, summing):
     torch.testing.assert_close(received + kept, given, rtol=1e-5, atol=1e-6 * float(given.abs().max()))
 
 
+@ALONE
+def test_gradients_may_be_of_double_precision(summing):
+    """What is kept of them, and what comes of that, is not; training in it is in test_compressed_training.py."""
+    compressor, states, received, given = summing, [{}, {}], 0, 0
+    for step in range(STEPS):
+        parts = [gradient(compressor, rank, step).double() for rank in range(2)]
+        given += sum(parts)
+        results = lockstep.reduce(compressor, [part.clone() for part in parts], states, At("weight", step=step))
+        assert torch.equal(*results)
+        received += results[0]
+    kept = sum(state.get("error", torch.zeros(1)) for state in states)
+    given = given.to((received + kept).dtype)
+    torch.testing.assert_close(received + kept, given, rtol=1e-5, atol=1e-6 * float(given.abs().max()))
+
+
 def test_every_rank_gets_the_same_bits_every_time(world, compressor):
     states, again = ([{} for _ in world.ranks] for _ in range(2))
     for results, repeated in zip(run(world, compressor, states), run(world, compressor, again), strict=True):

@@ -8,7 +8,7 @@ import torch
 from small_training import backward, resumed, saved, settings, trainer
 from test_overlap import CASES, STEPS, Slow, spoil
 
-from benchmarks.apart import Apart
+from benchmarks.mute import Mute
 from hvd_llm import checkpoint, optimizer
 from hvd_llm.comm.solo import Solo
 from hvd_llm.metrics import Silence
@@ -82,7 +82,7 @@ def test_ranks_do_what_simulated_ranks_do(comm, folders, case):
     if comm.rank:
         return  # rank 0 simulates, for all
     plain, how = _settings(folders, case, delay=0, rows=False), delayed.config.optimizer
-    ranks = [trainer(Apart(rank, comm.size), plain, torch.float64) for rank in range(comm.size)]
+    ranks = [trainer(Mute(rank, comm.size), plain, torch.float64) for rank in range(comm.size)]
     agreed = trainer(Solo(), plain, torch.float64).state
     weights, held, norm = list(agreed.parameters.values()), None, None
     close = {"rtol": 1e-9, "atol": 1e-11}

@@ -30,7 +30,7 @@ def trainer(comm, config, dtype=torch.float32, restore=None, trace=None):
     dataset = open_dataset(config.data.path)
     model = models.build(config, dataset.vocabulary, dataset.labels, dataset.tokenizer()).to(dtype)
     training, validation = (batches(config, dataset, split) for split in ("train", "validation"))
-    among = routing.candidates(config)
+    among = routing.allowed(config)
     ranks = mesh_of(comm, {group for compressor in among for group in compressor.groups})
     state = State(config, model)
     if restore:

@@ -15,6 +15,7 @@ CASES = {
     "no shared memory": ({}, {"shares_memory": False}, 1, "cannot share memory, and sum gradients through mpi"),
     "a batch of all": ({"train": {"steps": 1, "global_batch": 2000}}, {}, 1, "1000 sequences: a step takes all"),
     "a compressor in memory": ({"reduce": {"compressor": "powersgd"}}, {}, 1, "faster than powersgd"),
+    "adasum in memory": ({"reduce": {"compressor": "adasum"}}, {}, 1, ""),
     "less than a round": ({"sync": {"every": 4}, "train": {"steps": 3, "global_batch": 4}}, {}, 1, "will meet once"),
     "signs": (
         {"reduce": {"compressor": "onebit"}},
@@ -38,5 +39,5 @@ def test_it_is_said(settings, world, threads, said, monkeypatch):
     monkeypatch.setattr(cores, "usable", lambda: 2)
     tree = {"train": {"steps": 1, "global_batch": 4}, "evaluate": {"batches": 0}} | settings
     comm = SimpleNamespace(**{"size": 2, "local_size": 2, "shares_memory": True, "controller": "mpi"} | world)
-    found = list(hints(resolve(tree), comm, threads, 2, 1000, 233))
+    found = list(hints(resolve(tree), comm, "cpu", threads, 2, 1000, 233))
     assert [said in line for line in found] == ([True] if said else [])

@@ -360,6 +360,16 @@ def test_a_lookup_in_a_tied_embedding_has_a_gradient_of_its_own(family, task):
     assert models.part_lookups(build("llama", "causal"), V) == {}
 
 
+def test_a_lookup_that_was_parted_can_be_whole_again():
+    batch = batch_for("causal")
+    plain, parted = build("gpt2", "causal"), build("gpt2", "causal")
+    (leaf,) = models.part_lookups(parted, V).values()
+    models.whole_lookups(parted)
+    want, got = gradients(plain, batch), gradients(parted, batch)
+    assert all(torch.equal(got[name], gradient) for name, gradient in want.items())
+    assert leaf.grad is None
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # by torch of its own parts
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks at it

@@ -3,7 +3,7 @@
 from hvd_llm.comm.solo import Solo
 
 
-class Apart(Solo):
+class Mute(Solo):
     """`rank` of `size`, of which each thinks that the others did as it does."""
 
     def __init__(self, rank: int, size: int):
