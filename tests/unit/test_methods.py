@@ -75,6 +75,21 @@ def test_on_one_host_nothing_is_kept(across):
     assert not any(state["error"].any() for state in states if "error" in state)
 
 
+@pytest.mark.parametrize("across", ["topk", "dgc", "powersgd"])
+def test_ranks_may_move_to_one_host_and_back(across):
+    """What was kept on two hosts is sent on one; what is not sent afterwards is kept again."""
+    found = registry.find(f"hierarchical(across={across})")
+    random = torch.Generator().manual_seed(0)
+    shape = (2, 64, 64) if found.takes == "matrices" else (8192,)
+    states: list[dict] = [{} for _ in range(4)]
+    for step, node_size in enumerate((2, 2, 4, 4, 2, 2)):
+        parts = [torch.randn(shape, generator=random) for _ in states]
+        results = lockstep.reduce(found, parts, states, At("w", step=step), node_size=node_size)
+        assert all(torch.equal(result, results[0]) for result in results)
+        kept = any(state["error"].any() for state in states if "error" in state)
+        assert kept == (node_size == 2)
+
+
 def test_an_exchange_that_is_not_finite_changes_nothing():
     """Nor does momentum, which would move the weights by what earlier rounds were."""
     weight, sync = nn.Parameter(torch.zeros(4)), Sync(every=2, outer_lr=0.7, outer_momentum=0.9)
