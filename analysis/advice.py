@@ -5,6 +5,7 @@ Rules over the same numbers that the tables show; nothing else is known here.
 
 import pandas as pd
 
+from analysis import bootstrap
 from analysis.breakdown import communication_table, loss_ms, parts_ms, slowest_rank
 from analysis.run_folder import SHARED_MEMORY
 from analysis.scaling import Cell, Experiment, Series
@@ -32,30 +33,53 @@ _HOW = {
 
 def sentences(experiment: Experiment, efficiency: pd.DataFrame) -> list[str]:
     """Three paragraphs of plain text, one or two sentences each."""
-    if experiment.series:
-        series = experiment.series[0]
-        cell = series.cells[-1]
+    series, cell = _leading(experiment)
+    if series:
         lost = loss_ms(series, cell)
     else:
-        series, cell = None, experiment.cells[-1]
         lost = {name: ms for name, ms in parts_ms(cell).items() if name not in ("forward", "backward")}
     text = _measure_better(series, efficiency) or _next(series, cell, lost)
-    return [_scaling(experiment, efficiency), _cost(series, cell, lost), f"{text[0].upper()}{text[1:]}."]
+    best = f"{_fastest(experiment, cell)}{_scaling(experiment, cell, efficiency)}"
+    return [best, _cost(series, cell, lost), f"{text[0].upper()}{text[1:]}."]
+
+
+def _leading(experiment: Experiment) -> tuple[Series | None, Cell]:
+    """What the sentences are about: the first kind of scaling at most ranks, of variants the fastest there."""
+    series = [one for one in experiment.series if one.kind == experiment.series[0].kind]
+    if experiment.cells[0].variant:
+        series.sort(key=lambda one: (one.cells[-1].ranks, one.cells[-1].throughput), reverse=True)
+    if series:
+        return series[0], series[0].cells[-1]
+    most = [cell for cell in experiment.cells if cell.ranks == experiment.cells[-1].ranks]
+    return None, max(most, key=lambda cell: cell.throughput)
+
+
+def _fastest(experiment: Experiment, cell: Cell) -> str:
+    """A sentence about the variants beside a cell, which is the fastest; empty without any."""
+    beside = [one for one in experiment.cells if (one.ranks, one.global_batch) == (cell.ranks, cell.global_batch)]
+    if len(beside) == 1:
+        return ""
+    second = sorted(beside, key=lambda one: one.throughput)[-2]
+    low, high = bootstrap.interval(cell.draws / second.draws)
+    start = f"Of {len(beside)} variants at {_ranks(cell.ranks)}, {cell.label} is the fastest"
+    if low <= 1:
+        return f"{start}, by no more than noise before {second.label}. "
+    gain = f"{cell.throughput / second.throughput:.2f} times the tokens per second of {second.label}"
+    return f"{start}: {gain} (95 % interval {low:.2f} to {high:.2f}). "
 
 
 def _ranks(count: int) -> str:
     return "1 rank" if count == 1 else f"{count} ranks"
 
 
-def _scaling(experiment: Experiment, table: pd.DataFrame) -> str:
+def _scaling(experiment: Experiment, cell: Cell, table: pd.DataFrame) -> str:
     if table.empty:
-        cell = experiment.cells[-1]
         return (
             f"Only one number of ranks was measured ({cell.ranks}, {cell.throughput:,.0f} tokens/s), so nothing can be "
             "said about scaling yet."
         )
     parts = []
-    for one in experiment.series:
+    for one in (one for one in experiment.series if one.cells[-1].variant == cell.variant):
         last = table[table["series"] == one.title].iloc[-1]
         parts.append(
             f"{_ranks(last['ranks'])} process {last['speedup']:.2f} times the tokens per second of "
@@ -63,8 +87,8 @@ def _scaling(experiment: Experiment, table: pd.DataFrame) -> str:
             f"{last['ranks'] / last['baseline_ranks']:g} times (95 % interval {percent(last['efficiency_low'])} to "
             f"{percent(last['efficiency_high'])}), {_HOW[one.kind]}"
         )
-    text = ". ".join(parts) + "."
-    above = table[table["above_100"]]
+    text = (f"With {cell.label}, " if cell.variant else "") + ". ".join(parts) + "."
+    above = table[table["above_100"] & (table["variant"] == cell.label)]
     if not above.empty:
         clear = (above["efficiency_low"] > 1).any()
         text += " More than 100 % is not a gain of scaling: " + (

@@ -22,7 +22,7 @@ def breakdown_table(cells: Iterable[Cell]) -> pd.DataFrame:
     rows = []
     for cell in cells:
         parts = parts_ms(cell)
-        row = {"ranks": cell.ranks, "global_batch": cell.global_batch}
+        row = {"ranks": cell.ranks, "global_batch": cell.global_batch, "variant": cell.label}
         row |= {f"{name}_ms": value for name, value in parts.items()} | {"step_ms": sum(parts.values())}
         for name in ("checkpoint", "evaluate"):
             times = sum(one.between[name][0] for one in cell.repeats)
@@ -64,6 +64,7 @@ def communication_table(cells: Iterable[Cell]) -> pd.DataFrame:
             {
                 "ranks": cell.ranks,
                 "global_batch": cell.global_batch,
+                "variant": cell.label,
                 "through": ", ".join(through),
                 "exchanges": mean["exchanges"],
                 "exposed_ms": exposed_s * 1e3,

@@ -176,9 +176,12 @@ def communication(table: pd.DataFrame) -> Callable[[Axes], None]:
 
 
 def _cell_names(table: pd.DataFrame) -> list[str]:
+    """What tells cells apart, on two lines."""
     return [
-        f"{row.ranks} rank{'s' * (row.ranks > 1)}\nbatch {row.global_batch}"
-        for row in table[["ranks", "global_batch"]].itertuples()
+        f"{row.ranks} rank{'s' * (row.ranks > 1)}, batch {row.global_batch}\n{row.variant}"
+        if row.variant
+        else f"{row.ranks} rank{'s' * (row.ranks > 1)}\nbatch {row.global_batch}"
+        for row in table[["ranks", "global_batch", "variant"]].itertuples()
     ]
 
 
@@ -186,7 +189,7 @@ def step_times(table: pd.DataFrame) -> Callable[[Axes], None]:
     """Measured steps one by one, a line per launch, a colour per cell: noise, drift, what the warm-up rule left in."""
 
     def plot(axes: Axes) -> None:
-        for number, (_, cell) in enumerate(table.groupby(["ranks", "global_batch"])):
+        for number, (_, cell) in enumerate(table.groupby(["ranks", "global_batch", "variant"])):
             label = _cell_names(cell.head(1))[0].replace("\n", ", ")
             for _, rows in cell.groupby("launch", sort=False):
                 _line(axes, rows, "step_ms", number, label)

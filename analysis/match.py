@@ -89,26 +89,37 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
-def accept(launches: list[Launch], allow: Iterable[str]) -> dict[str, dict[str, list[str]]]:
-    """Return the differences that are there and allowed; refuse any other that matters.
+def accept(
+    launches: list[Launch], allow: Iterable[str] = (), by: Iterable[str] = ()
+) -> dict[str, dict[str, list[str]]]:
+    """Return the differences that are there and allowed; refuse any other that matters, but in what is in `by`.
 
     Raises:
-        AnalysisError: names what differs, or an allowed key that is no key.
+        AnalysisError: names what differs, or a key that is no key.
     """
-    allow = set(allow)
-    known = {key for launch in launches for key in facts(launch)} | {"ranks_per_host", "train.global_batch"}
-    for key in sorted(allow - known):
-        raise AnalysisError(f"--allow {key}: the runs have no such fact{nearest(key, known)}")
+    allow, by = set(allow), set(by)
+    known = {key for launch in launches for key in facts(launch)}
+    for option, keys, others in (("--allow", allow, {"ranks_per_host", "train.global_batch"}), ("--by", by, set())):
+        for key in sorted(keys - known - others):
+            raise AnalysisError(f"{option} {key}: the runs have no such fact{nearest(key, known | others)}")
     found = differences(launches)
-    refused = {key: values for key, values in found.items() if must_match(key) and key not in allow}
+    refused = {key: values for key, values in found.items() if must_match(key) and key not in allow | by}
     if refused:
         shown = [f"{key} is {_values(values)}" for key, values in list(refused.items())[:5]]
         more = f", and {len(refused) - 5} more" if len(refused) > 5 else ""
+        first = next(iter(refused))
+        beside = f"show them side by side with --by {first}, or " if first in known else ""
         raise AnalysisError(
             f"these runs cannot be measured against each other: {'; '.join(shown)}{more} "
-            f"(accept a difference with --allow {next(iter(refused))})"
+            f"({beside}take them for alike with --allow {first})"
         )
     return {key: values for key, values in found.items() if key in allow}
+
+
+def variant(launch: Launch, by: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """The facts that a launch is told apart by, as key and text."""
+    found = facts(launch)
+    return tuple((key, text(found.get(key))) for key in by)
 
 
 def _values(values: dict[str, list[str]]) -> str:

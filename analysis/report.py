@@ -25,9 +25,12 @@ with them, and are shown at the end.
 
 Runs with the same global batch are compared as strong scaling, runs with the same batch per rank as weak
 scaling; runs that agree in both are repeats. Runs that differ in anything else that matters (settings,
-versions, hardware) are refused, unless --allow accepts the difference.
+versions, hardware) are refused, unless --by shows them side by side, or --allow takes them for alike.
 """
-EPILOG = "example: python -m analysis report runs/gpt-1 runs/gpt-2 --out report"
+EPILOG = """
+examples: python -m analysis report runs/gpt-1 runs/gpt-2 --out report
+          python -m analysis report runs/none runs/int8 --by reduce.compressor --out report
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--warmup", type=int, metavar="K", help="steps of each launch to drop (default: 10 %%, 3 to 20)"
     )
     parser.add_argument(
+        "--by",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="show runs that differ in KEY, such as reduce.compressor, side by side; may be repeated",
+    )
+    parser.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="KEY",
-        help="accept that the runs differ in KEY; may be repeated",
+        help="take runs that differ in KEY for alike; may be repeated",
     )
 
 
@@ -59,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     runs = find_runs(folders)
     beside = [section(path, number) for number, path in enumerate(benchmarks, 1)]
     measurements, left_out = measure_runs(runs, arguments.warmup)
-    found = experiment(measurements, arguments.allow, left_out, arguments.warmup)
+    found = experiment(measurements, arguments.allow, left_out, arguments.warmup, arguments.by)
     losses, without = loss_table(runs)
     try:
         page = write(found, losses, without, arguments.out, beside)

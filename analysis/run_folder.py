@@ -81,6 +81,11 @@ class Run:
         """Whether ranks take most steps alone."""
         return self.about["config"].get("sync", {}).get("every", 1) > 1
 
+    @property
+    def compressor(self) -> str:
+        """What gradients go through, as it was asked for."""
+        return str(self.about["config"].get("reduce", {}).get("compressor", "none"))
+
     def metrics(self) -> pd.DataFrame:
         """Columns step, loss, validation_loss of metrics.csv, by step; after a resume the last value of a step counts.
 

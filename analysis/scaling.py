@@ -1,5 +1,6 @@
-"""Cells (runs of one N and batch), strong and weak series of cells, and their efficiency."""
+"""Cells (runs of one N, batch and variant), strong and weak series of cells, and their efficiency."""
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,17 +10,36 @@ import pandas as pd
 
 from analysis import bootstrap
 from analysis.errors import AnalysisError
-from analysis.match import accept
+from analysis.match import accept, variant
 from analysis.measure import Measurement
+
+Variant = tuple[tuple[str, str], ...]
+_EXCHANGE = ("reduce.", "sync.")  # sections of the configuration that are about it
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Repeats: measurements of the same number of ranks and the same global batch."""
+    """Repeats: measurements of the same number of ranks, the same global batch, and one variant.
+
+    Attributes:
+        variant: what runs are told apart by, key and value, if they are.
+    """
 
     ranks: int
     global_batch: int
     repeats: tuple[Measurement, ...]
+    variant: Variant = ()
+
+    @property
+    def label(self) -> str:
+        """The variant in words."""
+        return named(self.variant)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one rank that trains as if there were no others."""
+        run = self.repeats[0].launch.run
+        return self.ranks == 1 and not run.apart and run.compressor == "none"
 
     @property
     def batch_per_rank(self) -> Fraction:
@@ -34,7 +54,8 @@ class Cell:
     def draws(self) -> np.ndarray:
         """Bootstrap draws of the throughput."""
         values = [(repeat.tokens, repeat.step_s) for repeat in self.repeats]
-        return bootstrap.throughput_draws(values, (self.ranks, self.global_batch))
+        which = [zlib.crc32(self.label.encode())] if self.variant else []
+        return bootstrap.throughput_draws(values, (self.ranks, self.global_batch, *which))
 
     @property
     def tokens_per_rank(self) -> float:
@@ -49,7 +70,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Series:
-    """Cells with the same global batch (strong) or the same batch per rank (weak), by number of ranks."""
+    """Cells of one variant with the same global batch (strong) or batch per rank (weak), by number of ranks.
+
+    The first, the baseline, may be a plain rank of another variant that differs in how gradients are exchanged.
+    """
 
     kind: str  # "strong" or "weak"
     cells: tuple[Cell, ...]
@@ -60,9 +84,10 @@ class Series:
 
     @property
     def title(self) -> str:
+        first = f"{label}: " if (label := self.cells[-1].label) else ""
         if self.kind == "strong":
-            return f"strong scaling, {self.baseline.global_batch} sequences per step"
-        return f"weak scaling, {shown(self.baseline.batch_per_rank)} sequences per rank"
+            return f"{first}strong scaling, {self.baseline.global_batch} sequences per step"
+        return f"{first}weak scaling, {shown(self.baseline.batch_per_rank)} sequences per rank"
 
 
 @dataclass(frozen=True)
@@ -84,44 +109,84 @@ def shown(batch: Fraction) -> str:
     return str(batch.numerator) if batch.denominator == 1 else f"{float(batch):.4g}"
 
 
+def named(variant: Variant) -> str:
+    """In words, such as "compressor int8, bucket_mb 4.0"."""
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in variant)
+
+
 def experiment(
-    measurements: list[Measurement], allow: Iterable[str] = (), left_out: Iterable[str] = (), warmup: int | None = None
+    measurements: list[Measurement],
+    allow: Iterable[str] = (),
+    left_out: Iterable[str] = (),
+    warmup: int | None = None,
+    by: Iterable[str] = (),
 ) -> Experiment:
     """Sort measurements into cells and series.
+
+    Args:
+        by: keys of facts; runs that differ in one are variants, not repeats.
 
     Raises:
         AnalysisError: two of them differ in what must match, or a batch fits no other's.
     """
-    allow = set(allow)
-    accepted = accept([one.launch for one in measurements], allow)
-    by_cell: dict[tuple[int, int], list[Measurement]] = {}
+    allow, by = set(allow), tuple(dict.fromkeys(by))
+    accepted = accept([one.launch for one in measurements], allow, by)
+    by_cell: dict[tuple[int, int, Variant], list[Measurement]] = {}
     for one in measurements:
-        by_cell.setdefault((one.launch.size, one.launch.run.global_batch), []).append(one)
+        place = one.launch.size, one.launch.run.global_batch, variant(one.launch, by)
+        by_cell.setdefault(place, []).append(one)
     cells = tuple(
         # The order of repeats must not depend on the order of arguments: same input, same bytes.
-        Cell(ranks, batch, tuple(sorted(repeats, key=lambda one: (one.name, sorted(one.sha256.items())))))
-        for (ranks, batch), repeats in sorted(by_cell.items())
+        Cell(ranks, batch, tuple(sorted(repeats, key=lambda one: (one.name, sorted(one.sha256.items())))), which)
+        for (ranks, batch, which), repeats in sorted(by_cell.items())
     )
     series = _series(cells)
-    lonely = [cell for cell in cells if not any(cell in one.cells for one in series)]
+    lonely = [cell for cell in cells if not any(cell in one.cells for one in series) and not _beside(cell, cells)]
     if len(cells) > 1 and lonely and "train.global_batch" not in allow:
-        raise AnalysisError(
-            "these runs cannot be measured against each other: train.global_batch is "
-            + " but ".join(f"{cell.global_batch} on {cell.ranks} ranks" for cell in cells[:6])
-            + f", and {lonely[0].global_batch} on {lonely[0].ranks} is neither another's batch nor another's batch "
-            "per rank (accept with --allow train.global_batch)"
-        )
+        raise AnalysisError(f"these runs cannot be measured against each other: {_why_lonely(lonely[0], cells)}")
     return Experiment(cells, series, accepted, tuple(left_out), warmup)
+
+
+def _why_lonely(lonely: Cell, cells: tuple[Cell, ...]) -> str:
+    if lonely.variant:
+        return (
+            f"{lonely.label} was measured on {lonely.ranks} ranks with train.global_batch {lonely.global_batch} alone, "
+            "and no other variant was there"
+        )
+    return (
+        "train.global_batch is "
+        + " but ".join(f"{cell.global_batch} on {cell.ranks} ranks" for cell in cells[:6])
+        + f", and {lonely.global_batch} on {lonely.ranks} is neither another's batch nor another's batch per rank "
+        "(accept with --allow train.global_batch)"
+    )
+
+
+def _beside(cell: Cell, cells: tuple[Cell, ...]) -> bool:
+    """Whether another variant was measured at the same number of ranks and batch."""
+    return any(
+        (one.ranks, one.global_batch) == (cell.ranks, cell.global_batch) and one.variant != cell.variant
+        for one in cells
+    )
 
 
 def _series(cells: tuple[Cell, ...]) -> tuple[Series, ...]:
     found = []
     for kind, key in (("weak", lambda cell: cell.batch_per_rank), ("strong", lambda cell: Fraction(cell.global_batch))):
-        groups: dict[Fraction, list[Cell]] = {}
+        groups: dict[tuple[Fraction, Variant], list[Cell]] = {}
         for cell in cells:  # these are in order of ranks
-            groups.setdefault(key(cell), []).append(cell)
+            groups.setdefault((key(cell), cell.variant), []).append(cell)
+        for (batch, which), group in groups.items():
+            alone = [cell for cell in cells if cell.plain and key(cell) == batch and _differ_in_exchange(cell, which)]
+            if group[0].ranks > 1 and alone:
+                group.insert(0, alone[0])
         found += [Series(kind, tuple(group)) for _, group in sorted(groups.items()) if len(group) > 1]
     return tuple(found)
+
+
+def _differ_in_exchange(cell: Cell, other: Variant) -> bool:
+    """Whether a variant differs from a cell's in nothing but what one rank alone does not do."""
+    pairs = zip(cell.variant, other, strict=True)
+    return all(mine == its or mine[0].startswith(_EXCHANGE) for mine, its in pairs)
 
 
 def cell_table(cells: Iterable[Cell]) -> pd.DataFrame:
@@ -136,6 +201,7 @@ def cell_table(cells: Iterable[Cell]) -> pd.DataFrame:
                 "ranks": cell.ranks,
                 "hosts": max(hosts),
                 "global_batch": cell.global_batch,
+                "variant": cell.label,
                 "repeats": len(cell.repeats),
                 "steps": cell.steps,
                 "block_steps": max(bootstrap.block_length(repeat.step_s) for repeat in cell.repeats),
@@ -167,6 +233,7 @@ def efficiency_table(series: Iterable[Series]) -> pd.DataFrame:
             rows.append(
                 {
                     "scaling": one.kind,
+                    "variant": one.cells[-1].label,
                     "series": one.title,
                     "baseline_ranks": base.ranks,
                     "ranks": cell.ranks,
@@ -184,6 +251,6 @@ def efficiency_table(series: Iterable[Series]) -> pd.DataFrame:
 
 
 _EFFICIENCY_COLUMNS = [
-    *("scaling", "series", "baseline_ranks", "ranks", "repeats", "steps", "tokens_per_s", "speedup"),
+    *("scaling", "variant", "series", "baseline_ranks", "ranks", "repeats", "steps", "tokens_per_s", "speedup"),
     *("efficiency", "efficiency_low", "efficiency_high", "above_100"),
 ]

@@ -10,6 +10,7 @@ from analysis import figures, tables
 from analysis.breakdown import breakdown_table, communication_table, rank_table
 from analysis.expectation import expectation_table
 from analysis.scaling import Experiment, cell_table, efficiency_table
+from analysis.variants import variant_table
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,21 @@ def throughput(found: Experiment, losses: pd.DataFrame) -> Section:
     )
     plot = figures.throughput(table, efficiency_table(found.series))
     return Section("throughput", "Throughput", text, table, plot, tables.throughput(table))
+
+
+def variants(found: Experiment, losses: pd.DataFrame) -> Section | None:
+    table = variant_table(found.cells, losses)
+    if table.empty:
+        return None
+    bases = ", ".join(dict.fromkeys(table["over"]))
+    text = (
+        f"What was told apart with --by, at equal ranks and batch. Ratio: step time over that of {bases}, below 1 is "
+        "faster; intervals are 95 %. The loss is the last one that was scored: it is fair among runs that ended after "
+        "equally many tokens."
+    )
+    labels = table["variant"] + ", " + table["ranks"].astype(str) + " ranks, batch " + table["global_batch"].astype(str)
+    plot = figures.side_by_side(labels, table["ms"], table[["ms_low", "ms_high"]], "ms per step")
+    return Section("variants", "Side by side", text, table, plot, tables.variants(table), 1 + 0.3 * len(table))
 
 
 def breakdown(found: Experiment, losses: pd.DataFrame) -> Section:
@@ -95,7 +111,7 @@ def steps(found: Experiment, losses: pd.DataFrame) -> Section:
     table = pd.concat(
         [
             pd.DataFrame({"step": one.step, "step_ms": one.step_s * 1e3, "tokens": one.tokens}).assign(
-                launch=one.name, ranks=cell.ranks, global_batch=cell.global_batch
+                launch=one.name, ranks=cell.ranks, global_batch=cell.global_batch, variant=cell.label
             )
             for cell in found.cells
             for one in cell.repeats
@@ -117,4 +133,4 @@ def _bars(table: pd.DataFrame) -> float:
 
 
 # In the page's order; a function returns None when there is nothing to show.
-SECTIONS = (efficiency, throughput, breakdown, communication, expectation, ranks, steps, loss)
+SECTIONS = (variants, efficiency, throughput, breakdown, communication, expectation, ranks, steps, loss)

@@ -17,6 +17,13 @@ def percent(value: float) -> str:
     return "–" if value != value else f"{value * 100:.1f} %"
 
 
+def _with_variant(shown: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Add a column that says which variant a row is of, first, if there are several."""
+    if table["variant"].any():
+        shown.insert(0, "variant", table["variant"])
+    return shown
+
+
 def efficiency(table: pd.DataFrame) -> pd.DataFrame:
     low, high = table["efficiency_low"].map(percent), table["efficiency_high"].map(percent)
     interval = (low + " to " + high).where(table["efficiency_low"].notna(), "baseline")
@@ -37,7 +44,7 @@ def efficiency(table: pd.DataFrame) -> pd.DataFrame:
 def throughput(table: pd.DataFrame) -> pd.DataFrame:
     low, high = table["tokens_per_s_low"].map(number), table["tokens_per_s_high"].map(number)
     shown = table[["ranks", "hosts", "global_batch"]].rename(columns={"global_batch": "batch"})
-    return shown.assign(
+    return _with_variant(shown, table).assign(
         **{
             "tokens/s": table["tokens_per_s"].map(number),
             "95 % interval": low + " to " + high,
@@ -58,11 +65,11 @@ def breakdown(table: pd.DataFrame) -> pd.DataFrame:
         each = shown.pop(f"{name}_ms_each").map(number)
         times = shown.pop(f"{name}_times")
         shown[name] = (times.astype(str) + " × " + each).where(times > 0, "–")
-    return shown
+    return _with_variant(shown.drop(columns="variant"), table)
 
 
 def communication(table: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(
+    shown = pd.DataFrame(
         {
             "ranks": table["ranks"],
             "batch": table["global_batch"],
@@ -74,6 +81,25 @@ def communication(table: pd.DataFrame) -> pd.DataFrame:
             "payload MB": table["payload_mb"].map(number),
             "wire MB": table["wire_mb"].map(number),
             "bus MB/s": table["bus_mb_per_s"].map(number),
+        }
+    )
+    return _with_variant(shown, table)
+
+
+def variants(table: pd.DataFrame) -> pd.DataFrame:
+    interval = table["ratio_low"].map("{:.2f}".format) + " to " + table["ratio_high"].map("{:.2f}".format)
+    return pd.DataFrame(
+        {
+            "variant": table["variant"],
+            "ranks": table["ranks"],
+            "batch": table["global_batch"],
+            "ms per step": table["ms"].map(number),
+            "ratio": table["ratio"].map("{:.2f}".format),
+            "95 % interval": interval.where(table["ratio_low"].notna(), "–"),
+            "exposed ms": table["exposed_ms"].map(number),
+            "wire MB": table["wire_mb"].map(number),
+            "validation loss": table["validation_loss"].map(lambda loss: "–" if loss != loss else f"{loss:.3f}"),
+            "repeats": table["repeats"],
         }
     )
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from commands import run
 
-from benchmarks import contenders, sandbox
+from benchmarks import contenders, network, sandbox
 
 
 def test_a_name_may_bring_settings():
@@ -63,6 +63,17 @@ def test_numbers_are_those_of_the_network(tmp_path, data):
     assert ratios.loc["ddp", "ratio"] == 1
     assert ratios.loc["ours", "ratio"] == pytest.approx(times.loc["ours", "seconds"] / times.loc["ddp", "seconds"])
     assert (out / "step_times.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("words", [["--contenders", "ours:auto"], ["--contenders", "ours", "--reduce.compressor=auto"]])
+def test_auto_sees_one_network(words, monkeypatch, capsys):
+    """It looks when it starts; a setting for all contenders is one of each."""
+    monkeypatch.setattr(sys, "argv", ["network", "--rates", "50mbit", "200mbit", *words])
+    with pytest.raises(SystemExit):
+        network._arguments()
+    assert "give one of --rates at a time" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["network", "--rates", "50mbit", *words])
+    network._arguments()
 
 
 @pytest.mark.skipif(bool(sandbox.obstacle()), reason=f"there can be no hosts here: {sandbox.obstacle()}")
