@@ -230,6 +230,23 @@ def _legend_above(axes: Axes) -> None:
     axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8.5, handlelength=1.4)
 
 
+def errors(table: pd.DataFrame) -> Callable[[Axes], None]:
+    """Signed errors of predictions, a line each, beside those of the trivial baseline."""
+
+    def plot(axes: Axes) -> None:
+        places = range(len(table))[::-1]
+        axes.axvline(0, color=axes.xaxis.label.get_color(), linewidth=1)
+        axes.plot(table["trivial_error"] * 100, places, "o", ms=4, color=SKY, label="trivial baseline")
+        axes.plot(table["error"] * 100, places, "o", ms=5, color=BLUE, label="predicted")
+        names = table["table"].str.slice(0, 44) + ", " + table["devices"].astype(str)
+        axes.set_yticks(places, names, fontsize=7)
+        axes.set_xlabel("predicted over measured step time, less 1, in %")
+        axes.grid(axis="y", visible=False)
+        axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+    return plot
+
+
 def side_by_side(labels: pd.Series, values: pd.Series, spread: pd.DataFrame, axis: str) -> Callable[[Axes], None]:
     """A point for each label, from the top; `spread` has the ends of its bar, or no columns."""
 

@@ -116,6 +116,21 @@ def expectation(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def replay(table: pd.DataFrame) -> pd.DataFrame:
+    signed = table[["error", "trivial_error"]].map(lambda share: f"{share * 100:+.1f} %")
+    return pd.DataFrame(
+        {
+            "table": table["table"].str.slice(0, 60),
+            "from": table["calibrated_on"],
+            "devices": table["devices"],
+            "measured s": table["measured_s"].map("{:.3f}".format),
+            "predicted s": table["predicted_s"].map("{:.3f}".format),
+            "error": signed["error"],
+            "trivial": signed["trivial_error"],
+        }
+    )
+
+
 def ranks(table: pd.DataFrame) -> pd.DataFrame:
     shown = table[["launch", "rank", "host"]].copy()
     for name in ("step", "input", "forward", "backward", "exposed", "optimizer", "own"):
