@@ -44,24 +44,24 @@ def sentences(experiment: Experiment, efficiency: pd.DataFrame) -> list[str]:
 
 
 def _leading(experiment: Experiment) -> tuple[Series | None, Cell]:
-    """What the sentences are about: the first kind of scaling at most ranks, of variants the fastest there."""
-    series = [one for one in experiment.series if one.kind == experiment.series[0].kind]
-    if experiment.cells[0].variant:
-        series.sort(key=lambda one: (one.cells[-1].ranks, one.cells[-1].throughput), reverse=True)
-    if series:
-        return series[0], series[0].cells[-1]
+    """What the sentences are about: the first kind of scaling at most ranks; of variants there, the fastest."""
+    if not experiment.cells[0].variant:
+        series = experiment.series[0] if experiment.series else None
+        return series, series.cells[-1] if series else experiment.cells[-1]
     most = [cell for cell in experiment.cells if cell.ranks == experiment.cells[-1].ranks]
-    return None, max(most, key=lambda cell: cell.throughput)
+    cell = max(most, key=lambda cell: cell.throughput)
+    return next((one for one in experiment.series if one.cells[-1] is cell), None), cell
 
 
 def _fastest(experiment: Experiment, cell: Cell) -> str:
     """A sentence about the variants beside a cell, which is the fastest; empty without any."""
-    beside = [one for one in experiment.cells if (one.ranks, one.global_batch) == (cell.ranks, cell.global_batch)]
-    if len(beside) == 1:
+    place = cell.ranks, cell.global_batch
+    others = [one for one in experiment.cells if (one.ranks, one.global_batch) == place and one is not cell]
+    if not others:
         return ""
-    second = sorted(beside, key=lambda one: one.throughput)[-2]
+    second = max(others, key=lambda one: one.throughput)
     low, high = bootstrap.interval(cell.draws / second.draws)
-    start = f"Of {len(beside)} variants at {_ranks(cell.ranks)}, {cell.label} is the fastest"
+    start = f"Of {len(others) + 1} variants at {_ranks(cell.ranks)}, {cell.label} is the fastest"
     if low <= 1:
         return f"{start}, by no more than noise before {second.label}. "
     gain = f"{cell.throughput / second.throughput:.2f} times the tokens per second of {second.label}"
@@ -73,6 +73,9 @@ def _ranks(count: int) -> str:
 
 
 def _scaling(experiment: Experiment, cell: Cell, table: pd.DataFrame) -> str:
+    table = table[table["variant"] == cell.label]
+    if table.empty and len({one.ranks for one in experiment.cells}) > 1:
+        return f"{cell.label} was measured on {_ranks(cell.ranks)} alone, so nothing can be said about its scaling yet."
     if table.empty:
         return (
             f"Only one number of ranks was measured ({cell.ranks}, {cell.throughput:,.0f} tokens/s), so nothing can be "
@@ -88,7 +91,7 @@ def _scaling(experiment: Experiment, cell: Cell, table: pd.DataFrame) -> str:
             f"{percent(last['efficiency_high'])}), {_HOW[one.kind]}"
         )
     text = (f"With {cell.label}, " if cell.variant else "") + ". ".join(parts) + "."
-    above = table[table["above_100"] & (table["variant"] == cell.label)]
+    above = table[table["above_100"]]
     if not above.empty:
         clear = (above["efficiency_low"] > 1).any()
         text += " More than 100 % is not a gain of scaling: " + (

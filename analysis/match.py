@@ -117,9 +117,9 @@ def accept(
 
 
 def variant(launch: Launch, by: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """The facts that a launch is told apart by, as key and text."""
+    """The facts that a launch is told apart by, as key and text; without those that it has not, as one rank alone."""
     found = facts(launch)
-    return tuple((key, text(found.get(key))) for key in by)
+    return tuple((key, text(found[key])) for key in by if key in found)
 
 
 def _values(values: dict[str, list[str]]) -> str:

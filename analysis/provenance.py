@@ -12,28 +12,18 @@ from analysis.scaling import Experiment
 
 
 def facts(experiment: Experiment) -> list[tuple[str, str]]:
-    """Name and value of what all runs share, for the report's header (see `launches` for what they do not)."""
-    first = experiment.measurements[0].launch
-    about, own = first.run.about, first.facts
+    """Name and value for the report's header; where runs differ, every value (see `launches` for which has which)."""
     versions = {f"{name} {value}" for one in experiment.measurements for name, value in _versions(one)}
-    commits = {_commit(one) for one in experiment.measurements}
-    blocks = sorted({len(cell.repeats) for cell in experiment.cells})
-    config = about["config"]
+    repeats = {len(cell.repeats) for cell in experiment.cells}
+    own = [_of_launch(one) for one in experiment.measurements]
     return [
-        ("Code", ", ".join(sorted(commits))),
+        ("Code", ", ".join(sorted({_commit(one) for one in experiment.measurements}))),
         ("Versions", ", ".join(sorted(versions))),
+        *((name, "; or ".join(dict.fromkeys(each[name] for each in own))) for name in own[0]),
         (
-            "Hardware",
-            f"{own['cpu']}, {own['cores']} cores per host, {own['threads']} threads per rank, {own['device']}",
+            "Repeats",
+            f"{' to '.join(map(str, sorted({min(repeats), max(repeats)})))} of each number of ranks or variant",
         ),
-        ("Model", f"{_value(config, 'model', 'family')}, {about['model'].get('parameters', '?')} parameters"),
-        ("Data", f"{about['data'].get('kind', '?')}, fingerprint {about['data'].get('fingerprint', '?')}"),
-        ("Precision", _value(config, "train", "precision")),
-        ("Gradients", ", ".join(f"{name} {value}" for name, value in config.get("reduce", {}).items())),
-        ("Sent through", _compressors(own)),
-        ("Exchanged", _rounds(config.get("sync", {}))),
-        ("Optimizer", _value(config, "optimizer", "name")),
-        ("Repeats", f"{' to '.join(map(str, sorted({blocks[0], blocks[-1]})))} per number of ranks"),
         ("Warm-up", warmup_rule(experiment.warmup)),
         ("Step time", " ".join(RULES)),
         (
@@ -44,8 +34,23 @@ def facts(experiment: Experiment) -> list[tuple[str, str]]:
     ]
 
 
+def _of_launch(one: Measurement) -> dict[str, str]:
+    about, own = one.launch.run.about, one.launch.facts
+    config = about["config"]
+    return {
+        "Hardware": f"{own['cpu']}, {own['cores']} cores per host, {own['threads']} threads per rank, {own['device']}",
+        "Model": f"{_value(config, 'model', 'family')}, {about['model'].get('parameters', '?')} parameters",
+        "Data": f"{about['data'].get('kind', '?')}, fingerprint {about['data'].get('fingerprint', '?')}",
+        "Precision": _value(config, "train", "precision"),
+        "Gradients": ", ".join(f"{name} {value}" for name, value in config.get("reduce", {}).items()),
+        "Sent through": _compressors(own),
+        "Exchanged": _rounds(config.get("sync", {})),
+        "Optimizer": _value(config, "optimizer", "name"),
+    }
+
+
 def _compressors(launch: dict) -> str:
-    """Which gradients, of the first launch, in MB."""
+    """Which gradients, in MB."""
     shares = launch.get("compressors")
     if not isinstance(shares, dict):
         return "?"

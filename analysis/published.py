@@ -1,5 +1,6 @@
 """Tables of throughput by number of devices, as they are published: a CSV with a row per measurement."""
 
+import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,20 +51,26 @@ def read(path: Path) -> list[Published]:
         AnalysisError: unreadable, or a row that is not a measurement.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with open(path, newline="", encoding="utf-8") as file:
+            lines = csv.reader(file, strict=True)
+            names, rows = next(lines, []), list(lines)
     except OSError as error:
         raise AnalysisError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:  # of pandas' parser, and of text that is no UTF-8
+    except (ValueError, csv.Error) as error:
         raise AnalysisError(f"{path} is not a table: {str(error).splitlines()[0]:.150}") from None
-    missing = [name for name in (*NAMES, *NUMBERS) if name not in table]
-    if missing or table.empty:
+    missing = [name for name in (*NAMES, *NUMBERS) if name not in names]
+    if missing or not rows:
         raise AnalysisError(f"{path} has no {'rows' if not missing else f'column {missing[0]!r}'}")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(names):
+            raise AnalysisError(f"{path}, line {number}: {len(row)} fields, but the first line names {len(names)}")
+    table = pd.DataFrame(rows, columns=names, dtype=str)[[name for name in (*NAMES, *NUMBERS, "note") if name in names]]
     for name in NUMBERS:
         table[name] = _numbers(table[name], path)
     tokens = table["unit"] == PER_TOKEN
-    if tokens.any():
-        table.loc[tokens, "length"] = _numbers(table.loc[tokens, "seq"], path)
-    table["length"] = table.get("length", pd.Series(1.0, table.index)).fillna(1.0)
+    length = pd.Series(1.0, table.index)
+    length[tokens] = _numbers(table.loc[tokens, "seq"], path)
+    table["step_s"] = table["gpus"] * table["microbatch_per_gpu"] * table["accum"] * length / table["throughput"]
     return list(_tables(table))
 
 
@@ -81,13 +88,8 @@ def _tables(table: pd.DataFrame) -> Iterator[Published]:
         notes = rows["note"] if "note" in rows else pd.Series("", rows.index)
         foreign = notes.str.contains(_FOREIGN)
         kept = rows[~foreign].sort_values(["gpus", "accum"], kind="stable")
-        sequences = kept["gpus"] * kept["microbatch_per_gpu"] * kept["accum"]
-        yield Published(
-            _name(rows.iloc[0]),
-            *(kept[name].to_numpy(float) for name in NUMBERS[:3]),
-            (sequences * kept["length"] / kept["throughput"]).to_numpy(float),
-            tuple(notes[foreign]),
-        )
+        arrays = (kept[name].to_numpy(float) for name in (*NUMBERS[:3], "step_s"))
+        yield Published(_name(rows.iloc[0]), *arrays, tuple(notes[foreign]))
 
 
 def _name(row: pd.Series) -> str:

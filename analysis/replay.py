@@ -1,6 +1,7 @@
 """`python -m analysis replay`: what the smaller rows of published tables say of their largest, and how wrong it is."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,6 @@ FILE is a CSV with the columns {", ".join(published.NAMES)},
 Rows whose note says that they are not a valid baseline, or of different hardware, are left out.
 """
 SHARE = 0.9  # of the predictions that an interval should hold
-_FEWEST = 10  # predictions, to say how wrong others may be
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +87,7 @@ def scorecard(found: Sequence[Published]) -> pd.DataFrame:
                     "measured_s": measured_s,
                     "predicted_s": step_s,
                     "low_s": step_s / (1 + width),
-                    "high_s": step_s * (1 + width),
+                    "high_s": step_s / (1 - width) if width < 1 else np.inf,
                     "error": step_s / measured_s - 1,
                     "trivial_error": base_s / measured_s - 1,
                 }
@@ -106,8 +106,12 @@ def _errors_below(table: Published) -> np.ndarray:
 
 
 def _width(errors: np.ndarray) -> float:
-    """What `SHARE` of the errors do not exceed; as much on either side, since few say little of their sign."""
-    return float(np.quantile(np.abs(errors), SHARE)) if len(errors) >= _FEWEST else np.nan
+    """What another error does not exceed in `SHARE` of cases, if it is like these; NaN if they are too few to say so.
+
+    As much on either side, since few say little of their sign. (Split conformal prediction: Vovk et al. 2005.)
+    """
+    place = math.ceil((len(errors) + 1) * SHARE)
+    return float(np.sort(np.abs(errors))[place - 1]) if place <= len(errors) else np.nan
 
 
 def _summary(score: pd.DataFrame, found: Sequence[Published]) -> list[str]:
@@ -117,8 +121,8 @@ def _summary(score: pd.DataFrame, found: Sequence[Published]) -> list[str]:
         f"Median absolute error {tables.percent(ours.median())}, largest {tables.percent(ours.max())}; "
         f"of the trivial baseline {tables.percent(theirs.median())} and {tables.percent(theirs.max())}.",
     ]
-    if score["low_s"].notna().any():
-        lines.append(f"{inside.sum()} of {len(score)} lie in their {SHARE:.0%} interval.")
+    if told := int(score["low_s"].notna().sum()):
+        lines.append(f"{inside.sum()} of {told} lie in their {SHARE:.0%} interval.")
     few = sum(len(set(table.devices)) < 3 for table in found)
     foreign = sum(len(table.foreign) for table in found)
     lines.append(

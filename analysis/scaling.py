@@ -184,9 +184,9 @@ def _series(cells: tuple[Cell, ...]) -> tuple[Series, ...]:
 
 
 def _differ_in_exchange(cell: Cell, other: Variant) -> bool:
-    """Whether a variant differs from a cell's in nothing but what one rank alone does not do."""
-    pairs = zip(cell.variant, other, strict=True)
-    return all(mine == its or mine[0].startswith(_EXCHANGE) for mine, its in pairs)
+    """Whether a variant differs from a cell's in nothing but what one rank alone does not do, or has not."""
+    theirs = dict(other)
+    return all(theirs.get(key) == value or key.startswith(_EXCHANGE) for key, value in cell.variant)
 
 
 def cell_table(cells: Iterable[Cell]) -> pd.DataFrame:

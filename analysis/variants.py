@@ -1,5 +1,6 @@
 """Variants side by side: runs that differ in what was named with --by, at equal ranks and batch."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -24,6 +25,10 @@ def variant_table(cells: Iterable[Cell], losses: pd.DataFrame) -> pd.DataFrame:
     Args:
         losses: columns run, step, validation_loss; the last one of each run is taken, the mean over repeats.
     """
+    cells = list(cells)
+    runs = Counter(name for cell in cells for name in {one.launch.run.name for one in cell.repeats})
+    if not losses.empty:  # a run that was resumed as another variant ended as neither
+        losses = losses[~losses["run"].isin([name for name, count in runs.items() if count > 1])]
     groups: dict[tuple[int, int], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.ranks, cell.global_batch), []).append(cell)

@@ -25,7 +25,8 @@ from benchmarks.hosts import launch
 from benchmarks.jobs import Job, Jobs, Ranks, options
 from benchmarks.netns import UNLIMITED, Hosts, bits_per_second
 from benchmarks.side_by_side import SETTINGS
-from hvd_llm.config import Reduce
+from hvd_llm import config as configuration
+from hvd_llm.config import Config
 from hvd_llm.errors import UserError
 from hvd_llm.reduce.pricing import FRAMING
 from hvd_llm.train_command import overrides
@@ -81,7 +82,7 @@ class Measurement:
     def _turn(self, jobs: Jobs, job: Job, hosts: Hosts, seconds: float | None) -> dict | None:
         """One contender's turn, of as many steps as its last ones, of `seconds` each, let hope; its row of `times`."""
         wanted = 1 if seconds is None else min(self._args.steps, max(2, round(self._args.turn / seconds) - 1))
-        every = int(_settings_of(job.name, self._args).get("sync.every", 1))
+        every = _config(job.name, self._args).sync.every
         # The first step finds TCP as slow as at its start, and cold caches: it is not timed, but where a turn must be
         # of whole rounds, whose exchange is one step's.
         steps, warm_up = (wanted, 1) if every == 1 else (-(-wanted // every) * every, 0)
@@ -161,14 +162,9 @@ def show(table: pd.DataFrame, incomplete: dict[str, dict[str, str]]) -> None:
             print(f"\n{name} did not complete on {controller}: {why}")
 
 
-def _settings_of(name: str, args: argparse.Namespace) -> dict[str, str]:
-    """What a contender's configuration is changed by, besides the model and its batch."""
-    return overrides(args.settings) | find(name).changes
-
-
-def _looks(name: str, args: argparse.Namespace) -> bool:
-    """Whether a contender's compressors are chosen by what a probe finds."""
-    return Reduce(compressor=_settings_of(name, args).get("reduce.compressor", "none")).automatic
+def _config(name: str, args: argparse.Namespace) -> Config:
+    """What a contender trains, but for its model and batch."""
+    return configuration.load(args.config, overrides(args.settings) | find(name).changes)
 
 
 def _rate(text: str) -> str:
@@ -210,7 +206,7 @@ def _arguments() -> argparse.Namespace:
     args, args.settings = parser.parse_known_args()
     args.contenders = list(dict.fromkeys(args.contenders))
     try:
-        looks = [_looks(name, args) for name in args.contenders]
+        looks = [_config(name, args).reduce.automatic for name in args.contenders]
     except UserError as error:
         parser.error(str(error))
     if len(args.rates) > 1 and any(looks):

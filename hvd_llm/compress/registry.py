@@ -62,6 +62,8 @@ def candidates(text: str) -> list[Compressor]:
     if hierarchical:
         words = [each for word in words for each in (word, f"hierarchical(across={word})")]
     named = [find(word) for word in words]
+    if any(compressor.name == "rows" for compressor in named):
+        raise UserError(f"reduce.compressor is {text!r}: none sends embeddings by rows already; leave rows out")
     others = [compressor.name for compressor in named if not compressor.sums]
     if others:
         raise UserError(f"reduce.compressor is {text!r}: {others[0]} does not sum gradients, so speed cannot decide")

@@ -95,7 +95,14 @@ def test_a_broken_package_does_not_hide_the_others(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "text",
-    ["auto(within='int8')", "auto(hierarchical=3)", "auto(among=3)", "auto(among='nome')", "auto(among='topk(')"],
+    [
+        "auto(within='int8')",
+        "auto(hierarchical=3)",
+        "auto(among=3)",
+        "auto(among='nome')",
+        "auto(among='topk(')",
+        "auto(among='none rows')",
+    ],
 )
 def test_what_auto_cannot_be(text):
     with pytest.raises(UserError, match=r"reduce\.compressor is"):

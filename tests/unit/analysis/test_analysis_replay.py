@@ -75,6 +75,12 @@ def test_intervals_hold_about_as_many_as_they_should(tmp_path):
     assert 0.75 < inside <= 1
 
 
+def test_other_columns_do_not_matter(tmp_path):
+    path = write(tmp_path / "t.csv", rows())
+    path.write_text("\n".join(f"{one},x" for one in path.read_text().splitlines()).replace(",x", ",length", 1) + "\n")
+    assert published.read(path)[0].step_s[-1] == pytest.approx(truth(64, 8))
+
+
 def test_few_tables_have_no_interval(tmp_path):
     assert scorecard(published.read(write(tmp_path / "t.csv", rows())))["low_s"].isna().all()
 
@@ -96,6 +102,7 @@ WRONG = {
     "no speed": (HEADER + "\nt,m,f,h,8,8,fp16,128,8,1,0,seq/s,", "line 2: throughput is '0'"),
     "no length": (HEADER + "\n" + line(8, 1, 1.0) + "\nt,m,f,h,8,8,fp16,,8,1,9,tok/s,", "line 3: seq is ''"),
     "too small": (HEADER + "\n" + line(8, 1, 1.0), "no table of three numbers of devices"),
+    "too many fields": (HEADER + "\n" + line(8, 1, 1.0, note="a, b"), "line 2: 14 fields, but the first line names 13"),
     "no table": ('a,b\n"1\n', "is not a table"),
     "no text": (b"\xff\xfe\x00", "is not a table"),
 }

@@ -1,5 +1,9 @@
 """Runs that differ in a setting are shown side by side, not pooled; truth is known from how they are written."""
 
+import json
+import re
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +13,7 @@ from analysis.__main__ import main
 from analysis.advice import sentences
 from analysis.errors import AnalysisError
 from analysis.measure import measure_runs
+from analysis.report import loss_table
 from analysis.run_folder import find_runs
 from analysis.scaling import efficiency_table, experiment
 from analysis.variants import variant_table
@@ -93,3 +98,47 @@ def test_a_baseline_that_computes_otherwise_is_nobodys(tmp_path):
         analyse(tmp_path, by=["train.precision"])
     with pytest.raises(AnalysisError, match=r"--by train\.precison.*did you mean"):
         analyse(tmp_path, by=["train.precison"])
+
+
+def test_the_fastest_is_named_even_if_it_was_measured_once(tmp_path):
+    """Of two variants, only the slower one has a series of its own."""
+    write_run(tmp_path / "2", 2, settings={"reduce.compressor": "none"})
+    for name, exposed_ms in (("none", 80), ("int8", 40)):
+        write_run(tmp_path / name, 4, exposed_ms=exposed_ms, settings={"reduce.compressor": name})
+    found = analyse(tmp_path, by=["reduce.compressor"])
+    said = sentences(found, efficiency_table(found.series))[0]
+    assert "Of 2 variants at 4 ranks, compressor int8 is the fastest: 1.1" in said
+    assert "compressor int8 was measured on 4 ranks alone" in said
+
+
+def test_one_rank_has_no_controller(tmp_path):
+    write_run(tmp_path / "one", 1)
+    for name in ("gloo", "mpi"):
+        write_run(tmp_path / name, 2, facts={"controller": name})
+    found = analyse(tmp_path, by=["controller"])
+    assert [[cell.label for cell in one.cells] for one in found.series] == [
+        ["", "controller gloo"],
+        ["", "controller mpi"],
+    ]
+
+
+def test_the_header_has_the_settings_of_all(sweep, tmp_path):
+    assert main(["report", str(sweep), "--by", "reduce.compressor", "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert re.search(r"compressor none, [^;]*; or compressor int8, ", page)
+
+
+def test_a_run_that_went_on_as_another_variant_has_neithers_loss(tmp_path):
+    """Its last loss is of both."""
+    run = write_run(tmp_path / "run", 2)
+    write_run(tmp_path / "other", 2, settings={"reduce.overlap": "none"})
+    about = json.loads((run / "run.json").read_text())
+    about["launches"] += [about["launches"][0] | {"changed": {"reduce.overlap": "none"}}]
+    (run / "run.json").write_text(json.dumps(about))
+    shutil.copytree(run / "trace/launch-0", run / "trace/launch-1")
+    found = analyse(tmp_path, by=["reduce.overlap"])
+    losses = loss_table(find_runs([tmp_path]))[0]
+    table = variant_table(found.cells, losses).set_index("variant")
+    assert table["repeats"].to_dict() == {"overlap backward": 1, "overlap none": 2}
+    assert np.isnan(table.loc["overlap backward", "validation_loss"])
+    assert table.loc["overlap none", "validation_loss"] > 0
