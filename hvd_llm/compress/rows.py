@@ -15,16 +15,16 @@ _INDEX = {torch.float32: torch.int32, torch.float64: torch.int64}  # as wide as 
 def rows(gradient, state, at):
     """the rows that are not zero, where these are few, as in gradients of embeddings; exact"""
     table = gradient.flatten(0, -2)
-    (places,) = table.abs().amax(1).nonzero(as_tuple=True)
+    (places,) = ((table.amax(1) != 0) | (table.amin(1) != 0)).nonzero(as_tuple=True)  # half the time of abs().amax(1)
     counts = [int(count) for count in (yield Gather(torch.tensor([len(places)])))]
     width = table.shape[1]
     if sum(counts) * (1 + width) >= 2 * table.numel():  # what a ring sends for the whole
         return (yield Sum(gradient))
     index = places.to(_INDEX[table.dtype]).view(table.dtype)
-    total = torch.zeros_like(table)
     lengths = [count * (1 + width) for count in counts]
     parts = yield Gather(torch.cat([index, table[places].view(-1)]), lengths=lengths)
+    table.zero_()  # what it held is in its part
     for part, count in zip(parts, counts, strict=True):
         index, values = part.split([count, count * width])
-        total.index_add_(0, index.view(_INDEX[table.dtype]), values.view(count, width))
-    return total.view_as(gradient)
+        table.index_add_(0, index.view(_INDEX[table.dtype]), values.view(count, width))
+    return table.view_as(gradient)

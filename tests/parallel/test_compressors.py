@@ -340,7 +340,7 @@ def test_rows_are_added_up_and_nothing_else_is_sent(world):
     parts = []
     for rank in world.ranks:
         part = torch.zeros(2, 10_000, 8)
-        part[:, 3 * rank : 3 * rank + rank % 4] = rank
+        part[:, 3 * rank : 3 * rank + rank % 4] = rank if rank % 2 else -rank
         part[1, 9_000] = 1 if rank else 0
         parts.append(part)
     total = world.total([part.clone() for part in parts])
