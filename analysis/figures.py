@@ -24,6 +24,9 @@ PART_COLOURS = {
 _ON = {"backward": "#ffffff", "optimizer": "#ffffff"}  # text on a part's colour
 SERIES_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
 
+_LINE = 96  # letters of a legend that fit beside each other
+_MOST_NAMED = 8  # lines that a legend names
+
 _THEMES = {
     "light": {"paper": "#ffffff", "ink": "#1f2328", "faint": "#d8dee4"},
     "dark": {"paper": "#161b22", "ink": "#e6edf3", "faint": "#3d444d"},
@@ -190,7 +193,7 @@ def step_times(table: pd.DataFrame) -> Callable[[Axes], None]:
 
     def plot(axes: Axes) -> None:
         for number, (_, cell) in enumerate(table.groupby(["ranks", "global_batch", "variant"])):
-            label = _cell_names(cell.head(1))[0].replace("\n", ", ")
+            label = _cell_names(cell.head(1))[0].replace("\n", ", ") if number < _MOST_NAMED else None
             for _, rows in cell.groupby("launch", sort=False):
                 _line(axes, rows, "step_ms", number, label)
                 label = None
@@ -207,7 +210,7 @@ def losses(table: pd.DataFrame) -> Callable[[Axes], None]:
 
     def plot(axes: Axes) -> None:
         for number, (name, rows) in enumerate(table.groupby("run", sort=False)):
-            _line(axes, rows.dropna(subset="loss"), "loss", number, name if number < 8 else None)
+            _line(axes, rows.dropna(subset="loss"), "loss", number, name if number < _MOST_NAMED else None)
             _line(axes, rows.dropna(subset="validation_loss"), "validation_loss", number, None, "o--")
         if table["validation_loss"].notna().any():
             axes.plot([], [], "o--", color=axes.xaxis.label.get_color(), ms=4, lw=1.1, label="validation")
@@ -227,7 +230,10 @@ def _line(axes: Axes, rows: pd.DataFrame, y: str, number: int, label: str | None
 
 
 def _legend_above(axes: Axes) -> None:
-    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8.5, handlelength=1.4)
+    """In as many columns as there is room for."""
+    longest = max([len(label) for label in axes.get_legend_handles_labels()[1]], default=0)
+    columns = max(1, min(4, _LINE // (longest + 6)))
+    axes.legend(ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8.5, handlelength=1.4)
 
 
 def errors(table: pd.DataFrame) -> Callable[[Axes], None]:

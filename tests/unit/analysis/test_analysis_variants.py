@@ -142,3 +142,11 @@ def test_a_run_that_went_on_as_another_variant_has_neithers_loss(tmp_path):
     assert table["repeats"].to_dict() == {"overlap backward": 1, "overlap none": 2}
     assert np.isnan(table.loc["overlap backward", "validation_loss"])
     assert table.loc["overlap none", "validation_loss"] > 0
+
+
+def test_many_long_names_leave_room_for_the_figure(tmp_path):
+    """matplotlib would warn of axes that have none."""
+    for number in range(10):
+        settings = {"reduce.compressor": f"topk(keep={number}, chunk=4096, feedback=1.0)"}
+        write_run(tmp_path / str(number), 2, steps=30, settings=settings)
+    assert main(["report", str(tmp_path), "--by", "reduce.compressor", "--out", str(tmp_path / "out")]) == 0
