@@ -34,9 +34,8 @@ def test_ranks_agree_and_learn(comm, config):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("name", ["int8", "powersgd"])
-def test_double_precision(comm, folders, name):
-    together = trainer(comm, settings(folders, "causal", reduce={"compressor": name}), torch.float64)
+def test_double_precision(comm, config):
+    together = trainer(comm, config, torch.float64)
     losses = [together.step()[0]["loss"] for _ in range(5)]
     together.check_drift()
     assert losses[-1] < losses[0]
