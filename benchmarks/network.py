@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from analysis.errors import AnalysisError
 from analysis.steps import rank_steps
 from analysis.trace_file import open_trace
 from benchmarks import record, sandbox
@@ -225,7 +226,7 @@ def main() -> None:
                 # What `auto` finds out at its start must be true later. Else nobody waits for slow starts.
                 hosts.limit(args.rates[0] if len(args.rates) == 1 else UNLIMITED)
                 measurement.over(controller, hosts, Path(folder))
-    except UserError as error:
+    except (UserError, AnalysisError) as error:
         print(f"benchmarks.network: {error}", file=sys.stderr)
         sys.exit(2)
     if not measurement.times:

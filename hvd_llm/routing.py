@@ -16,7 +16,9 @@ from hvd_llm.errors import UserError
 from hvd_llm.reduce import auto, policy
 from hvd_llm.reduce.buckets import lookup, readiness
 from hvd_llm.reduce.policy import Planned
+from hvd_llm.reduce.probe import Work
 from hvd_llm.reduce.sender import Route
+from hvd_llm.reduce.step_time import Prediction
 from hvd_llm.state import Progress, State
 from hvd_llm.trace import Trace, now
 
@@ -97,7 +99,7 @@ def _order(parameters: Mapping[str, Tensor], comm: Comm, progress: Progress, reh
     return progress.bucket_order
 
 
-def _note(trace: Trace, step: int, expected: auto.Prediction) -> None:
+def _note(trace: Trace, step: int, expected: Prediction) -> None:
     """Write down what is expected, so that a report can say what came of it."""
     trace.step = step
     for bucket, seconds in enumerate(expected.exchange_s):
@@ -120,7 +122,7 @@ def _by_rows(config: Config, comm: Comm, state: State, compressor: Compressor) -
 
 def _choose(
     config: Config, route: Route, state: State, among: Sequence[Compressor], rehearse: Callable[[], None]
-) -> tuple[Plan, auto.Prediction]:
+) -> tuple[Plan, Prediction]:
     """For `reduce.compressor = auto`: the buckets, and what to expect of them."""
     comm, progress, why = route.comm, state.progress, ""
     plain = _plain(config, comm, state, none, rehearse)
@@ -128,19 +130,15 @@ def _choose(
     if progress.choice.get("asked") != asked:
         parts = {lookup(name): leaf for name, leaf in plain.lookups.items()}
         share = -(-config.train.global_batch // comm.size)
-        choice = auto.choose(
+        work = Work(
             state.parameters,
             parts,
-            plain.buckets,
-            config.reduce.bucket_mb * MIB,
-            among,
-            comm,
-            route.groups,
             lambda: readiness(state.parameters | parts, rehearse),
             tokens=share * config.data.sequence_length,
             passes=-(-share // config.train.micro_batch),
-            overlap=config.reduce.overlap,
         )
+        size = config.reduce.bucket_mb * MIB
+        choice = auto.choose(work, route, plain.buckets, among, size, config.reduce.overlap)
         # Ranks may round unlike each other.
         why, progress.choice = choice.why, comm.broadcast_object("choice", {"asked": asked} | choice.as_json())
     expected, buckets = auto.from_json(progress.choice, among)

@@ -47,7 +47,7 @@ def test_the_choice_is_that_of_rank_0(comm, folders, monkeypatch):
 def force(monkeypatch, comm, compresses):
     """Have auto compress all that it may, or nothing, as if the network had been another one, between hosts."""
     monkeypatch.setattr(comm, "_memory", None)
-    monkeypatch.setattr(auto, "_NEAR", 0.0 if compresses else 1e9)
+    monkeypatch.setattr(auto, "NEAR", 0.0 if compresses else 1e9)
     monkeypatch.setattr(auto, "search", lambda costs, *rest: [len(row) - 1 for row in costs])
 
 

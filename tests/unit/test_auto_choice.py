@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hvd_llm.compress import command, registry
 from hvd_llm.errors import UserError
-from hvd_llm.reduce.auto import Cost, predict, search
+from hvd_llm.reduce.step_time import Cost, predict, search
 
 seconds = st.floats(0, 1)
 rows = st.lists(st.lists(st.builds(Cost, seconds, seconds, seconds), min_size=1, max_size=4), min_size=1, max_size=6)
