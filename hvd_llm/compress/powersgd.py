@@ -1,9 +1,9 @@
 """powersgd: every matrix as a product of two thin ones (Vogels et al. 2019, arXiv:1905.13727), algorithm 1 and 2.
 
 M is approximated by P Q^T: one step of the power method, whose start Q is the last step's. Both factors are plain
-sums, so their size does not depend on the number of ranks. Error feedback is algorithm 2. Only what P's columns span is
-used, so float16 is enough for it; whatever Q misses then is fed back. So P is to be the longer one: of matrices that are
-wider than tall, M is the transpose.
+sums, so their size does not depend on the number of ranks. Error feedback is algorithm 2. Only what P's columns span
+is used, so float16 is enough for it; whatever Q misses then is fed back. So P is to be the longer one: of matrices that
+are wider than tall, M is the transpose.
 
 Shapes: K matrices of one shape in a bucket, M rows, N columns (M >= N), R rank.
 """

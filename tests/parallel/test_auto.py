@@ -4,10 +4,12 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+import torch
 from small_training import resumed, settings, trainer
 
 from analysis.trace_file import open_trace
 from hvd_llm.reduce import auto
+from hvd_llm.reduce.network import Line, burden
 from hvd_llm.trace import Trace
 
 AUTO = {"compressor": "auto(among='int8 onebit')", "bucket_mb": 0.02}
@@ -80,6 +82,13 @@ def test_hosts_that_are_unlike_resume_alike(comm, folders, tmp_path_factory, mon
     again = resumed(straight, tmp_path_factory)
     assert again.plan.why == ""
     assert again.state.progress.choice == straight.state.progress.choice
+
+
+def test_what_sending_holds_up_is_what_it_adds(comm):
+    """Of work that takes as long as without it, nothing; of work that takes longer, something."""
+    line = Line(1e-4, 1e-8)
+    assert burden(comm, torch.device("cpu"), line, lambda: 0.1, 0.1) == 0
+    assert burden(comm, torch.device("cpu"), line, lambda: 0.2, 0.1) > 0
 
 
 def test_what_it_expects_is_in_the_trace(comm, folders, tmp_path):

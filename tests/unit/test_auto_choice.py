@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_llm.compress import command, registry
+from hvd_llm.compress.base import compressor
 from hvd_llm.errors import UserError
 from hvd_llm.reduce.step_time import Cost, predict, search
 
@@ -91,6 +92,17 @@ def test_a_broken_package_does_not_hide_the_others(monkeypatch, capsys):
     listed = {line.split("(")[0].split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert listed.keys() == {*registry.names(), "auto"}
     assert "cannot be loaded: No module named 'nowhere'" in listed["broken"]
+
+
+@pytest.mark.parametrize(("momentum", "own"), [("no number", 0), (None, 0), (0.5, 0.5), (1, 1)])
+def test_momentum_of_a_plug_in_may_be_anything(momentum, own):
+    """A number is momentum of its own, which an optimizer's would add to; with others it has nothing to do."""
+
+    @compressor
+    def odd(gradient, state, at, momentum=0.0):
+        yield
+
+    assert odd.with_options(momentum=momentum).own_momentum == own
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hvd_llm.compress.two_phase import decode, encode
 from hvd_llm.config import Sync
 from hvd_llm.reduce import lockstep, policy
 from hvd_llm.reduce.outer import Outer
+from hvd_llm.reduce.pricing import price
 from hvd_llm.reduce.reducer import Reducer
 from hvd_llm.reduce.sender import Route
 from hvd_llm.reduce.turns import InTurn
@@ -63,6 +64,25 @@ def test_powersgd_recovers_from_a_gradient_of_zeros():
             gradient[:, :8] = 0
         (total,) = {result.abs().sum().item() for result in lockstep.reduce(found, given, states, At(step=step))}
         assert (total > 0) == (step > 0)
+
+
+def test_powersgd_of_a_wide_matrix_is_that_of_its_transpose():
+    """The longer factor is the one in float16: neither costs more bytes."""
+    found, random = registry.find("powersgd(rank=4)"), torch.Generator().manual_seed(0)
+    tall_states, wide_states = [{}, {}], [{}, {}]
+    for step in range(4):
+        tall = [torch.randn(2, 96, 40, generator=random) for _ in tall_states]
+        wide = [gradient.mT.contiguous() for gradient in tall]
+        sent = {
+            price(found, parts[:1], 2, [dict(states[0])]).sent_bytes
+            for parts, states in ((tall, tall_states), (wide, wide_states))
+        }
+        assert len(sent) == 1
+        expected, got = (
+            lockstep.reduce(found, parts, states, At("w", step=step))[0]
+            for parts, states in ((tall, tall_states), (wide, wide_states))
+        )
+        torch.testing.assert_close(got.mT, expected)
 
 
 @pytest.mark.parametrize("across", ["dgc", "topk"])
