@@ -17,8 +17,8 @@ HELP = "predict the largest row of each table in a file of published measurement
 DESCRIPTION = """
 For each table in FILE, fit a model of the step's time to all rows but those of the most devices, predict these,
 and show by how much that is wrong, beside what the trivial baseline says: a micro-batch's time and a constant,
-through the two smallest rows. The interval holds as many of ten predictions as were within it when rows that are
-not the largest were predicted from those smaller still, over all other tables.
+through the two smallest rows, or the second one's time if both have equally long passes. The 90 % interval is as
+wide as 9 in 10 errors were when, in the other tables, smaller rows were predicted in the same way.
 """
 EPILOG = f"""
 FILE is a CSV with the columns {", ".join(published.NAMES)},

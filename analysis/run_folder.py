@@ -42,20 +42,31 @@ class Launch:
         """What gradients go through: the controller, or memory that all ranks share."""
         return SHARED_MEMORY if self.facts.get("shares_memory") else self.facts["controller"]
 
+    @property
+    def folder(self) -> Path:
+        """Of its traces."""
+        return self.run.path / "trace" / f"launch-{self.number}"
+
+    @property
+    def horovod_timeline(self) -> Path:
+        """Which is there if it was asked for."""
+        return self.folder / "horovod_timeline.json"
+
     def traces(self) -> list[TraceFile]:
         """Its trace files by rank; an empty list when nothing was traced.
 
         Raises:
             AnalysisError: a rank's file is missing, foreign, or of another launch's size.
         """
-        folder = self.run.path / "trace" / f"launch-{self.number}"
-        traces = sorted((open_trace(path) for path in folder.glob("rank-*.trace")), key=lambda trace: trace.rank)
+        traces = sorted((open_trace(path) for path in self.folder.glob("rank-*.trace")), key=lambda trace: trace.rank)
         for trace in traces:
             if trace.size != self.size:
                 raise AnalysisError(f"{trace.path} is of {trace.size} ranks, but run.json says {self.size}")
         missing = sorted(set(range(self.size)) - {trace.rank for trace in traces})
         if traces and (missing or len(traces) > self.size):
-            raise AnalysisError(f"{folder} must hold one trace for each of {self.size} ranks; missing: {missing[:8]}")
+            raise AnalysisError(
+                f"{self.folder} must hold one trace for each of {self.size} ranks; missing: {missing[:8]}"
+            )
         return traces
 
 

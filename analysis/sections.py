@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from analysis import figures, tables
 from analysis.breakdown import breakdown_table, communication_table, rank_table
 from analysis.expectation import expectation_table
+from analysis.horovod_timeline import Timeline
 from analysis.scaling import Experiment, cell_table, efficiency_table
 from analysis.variants import variant_table
 
@@ -98,6 +99,27 @@ def expectation(found: Experiment, losses: pd.DataFrame) -> Section | None:
     return Section("expectation", "What auto expected", text, table, shown=tables.expectation(table))
 
 
+def horovod(found: Experiment, losses: pd.DataFrame) -> Section | None:
+    launches = [one for cell in found.cells for one in cell.repeats if one.launch.horovod_timeline.exists()]
+    if not launches:
+        return None
+    timelines = {one.name: Timeline(one.launch.horovod_timeline) for one in launches}
+    table = pd.concat([timeline.table().assign(launch=name) for name, timeline in timelines.items()])
+    late = [
+        f"{name}: rank {rank} {who.times} times, for {who.wait_us / 1e6:.2f} s"
+        + " (the file is cut off)" * timeline.cut
+        for name, timeline in timelines.items()
+        for rank, who in sorted(timeline.late.items())
+    ]
+    text = (
+        "Horovod's own timeline, in seconds of the whole launch. What is done for a fused batch counts once. "
+        "Negotiation is the time in which a tensor waited until all ranks were ready for it: mostly for a late rank, "
+        "and not for the network. Who was last, and for how long the first one waited, as far as ranks said so (only "
+        f"while a tensor is new to them): {'; '.join(late) or 'nobody did'}."
+    )
+    return Section("horovod", "Inside Horovod", text, table, shown=tables.horovod(table))
+
+
 def ranks(found: Experiment, losses: pd.DataFrame) -> Section:
     table = rank_table(found.cells)
     text = (
@@ -133,4 +155,4 @@ def _bars(table: pd.DataFrame) -> float:
 
 
 # In the page's order; a function returns None when there is nothing to show.
-SECTIONS = (variants, efficiency, throughput, breakdown, communication, expectation, ranks, steps, loss)
+SECTIONS = (variants, efficiency, throughput, breakdown, communication, expectation, horovod, ranks, steps, loss)

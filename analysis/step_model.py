@@ -24,7 +24,10 @@ def predict(known: Published, wanted: Published) -> np.ndarray:
 
 
 def trivial(known: Published, wanted: Published) -> np.ndarray:
-    """What any prediction must beat: accumulation * time of a micro-batch + a constant, through two measurements."""
+    """What any prediction must beat: accumulation * time of a micro-batch + a constant, through two measurements.
+
+    If their passes are equally long they do not tell these apart: the second one, of more devices, is the answer then.
+    """
     passes, seconds = (known.accumulation * known.micro_batch)[:2], known.step_s[:2]
     if passes[0] == passes[1]:
         slope, constant = seconds[1] / passes[1], 0.0

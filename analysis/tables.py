@@ -116,6 +116,11 @@ def expectation(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def horovod(table: pd.DataFrame) -> pd.DataFrame:
+    shown = table[["launch", "operation", "activity", "batches", "tensors"]].copy()
+    return shown.assign(seconds=table["seconds"].map("{:.3f}".format), MB=table["mb"].map(number))
+
+
 def replay(table: pd.DataFrame) -> pd.DataFrame:
     signed = table[["error", "trivial_error"]].map(lambda share: f"{share * 100:+.1f} %")
     return pd.DataFrame(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from hvd_llm import cores
 from hvd_llm.comm import Comm
+from hvd_llm.compress import registry
 from hvd_llm.config import Config, Sync
 
 
@@ -33,7 +34,7 @@ def hints(
         yield "onebit says little of gradients' sizes, by which adamw steps: optimizer.name zero_one_adam can bear that"
     if config.reduce.automatic and "hierarchical" not in compressor and 1 < comm.local_size < comm.size:
         yield "hosts have several ranks: auto(hierarchical=true) may also sum within hosts first"
-    for_speed = not compressor.startswith(("none", "adasum")) and not config.reduce.automatic
+    for_speed = not config.reduce.automatic and compressor != "none" and registry.find(compressor).sums
     if for_speed and comm.shares_memory and config.sync.every == 1:
         yield f"these ranks could sum gradients in memory they share, which is faster than {compressor}"
     if 1 < config.train.steps - config.sync.after < config.sync.every:

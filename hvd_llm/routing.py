@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from hvd_llm import models
@@ -160,4 +161,6 @@ def _asked(config: Config, route: Route, state: State, among: Sequence[Compresso
         "bucket_mb": config.reduce.bucket_mb,
         "rows": config.reduce.rows,
         "overlap": config.reduce.overlap,
+        "passes": [config.train.micro_batch, config.train.activation_checkpointing, config.train.compile],
+        "threads": torch.get_num_threads(),
     }

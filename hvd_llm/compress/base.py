@@ -12,7 +12,8 @@ The generator knows no transport, so the same code runs over Horovod, on simulat
   overwrite it. If `at.feedback`, it must leave in it what it has not sent: the sum of what is returned and of what
   all ranks kept is the sum of what they gave.
 - `state` holds the generator's tensors between steps. They are kept by parameter, so their first dimension is
-  that of `gradient`. Replace them, never write into them: a step that is skipped takes the old ones back.
+  that of `gradient`. Replace them, never write into them: a step that is skipped takes the old ones back. What was
+  not sent is called "error": whoever takes over from this generator sends that, and nothing else.
 - `at` says where and when: rank, size, step; `at.within(group)` the same within a group.
 - What is returned may lie anywhere; in `at.result(gradient)` it need not be copied into the bucket.
 
@@ -174,7 +175,8 @@ class Compressor:
         """Its option `momentum`, or that of one that it wraps; 0 without. An optimizer's would be a second one."""
         wrapped = [value.own_momentum for value in self.defaults.values() if isinstance(value, Compressor)]
         own = self.defaults.get("momentum")
-        return max([float(own) if isinstance(own, int | float) else 0.0, *wrapped])
+        number = isinstance(own, int | float) and not isinstance(own, bool)
+        return max([float(own) if number else 0.0, *wrapped])
 
     @property
     def summary(self) -> str:

@@ -8,6 +8,8 @@ are wider than tall, M is the transpose.
 Shapes: K matrices of one shape in a bucket, M rows, N columns (M >= N), R rank.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,11 +34,14 @@ def powersgd(gradient, state, at, rank: int = 4):
         """Of a product that is shaped like the gradient."""
         return (q_KNR, p_KMR.mT) if wide else (p_KMR, q_KNR.mT)
 
-    q_KNR = state.get("q")
-    if q_KNR is None or q_KNR.shape != (count, columns, rank):  # the first step, or a checkpoint of another rank
-        p_KMR = thin(tall_KMN, _start(at, tall_KMN, rank))
+    before_KNR = state.get("q")
+    if before_KNR is None or before_KNR.shape != (count, columns, rank):  # the first step, or of other options or code
+        before_KNR = torch.zeros(count, columns, rank, device=gradient.device, dtype=gradient.dtype)
+    dead_K1R = (before_KNR == 0).all(1, keepdim=True)  # as of a gradient that was zero: it would stay so
+    if dead_K1R.any():
+        p_KMR = thin(tall_KMN, torch.where(dead_K1R, _random(at, before_KNR), before_KNR))
     else:
-        p_KMR = _halves(thin(tall_KMN, _unit(_alive(q_KNR, at, tall_KMN))), at.size)
+        p_KMR = _halves(thin(tall_KMN, _unit(before_KNR)), at.size)
     p_KMR = orthonormal((yield Sum(p_KMR)).to(gradient.dtype))
     q_KNR = thin(tall_KMN.mT, p_KMR)
     if at.feedback:
@@ -46,16 +51,10 @@ def powersgd(gradient, state, at, rank: int = 4):
     return torch.bmm(*factors(q_KNR), out=at.result(gradient))
 
 
-def _start(at, like: Tensor, rank: int) -> Tensor:
+def _random(at, like: Tensor) -> Tensor:
     """The same random directions on every rank."""
-    shape = (like.shape[0], like.shape[2], rank)
-    return torch.randn(shape, generator=at.generator(like.device, everyone=True), device=like.device, dtype=like.dtype)
-
-
-def _alive(q_KNR: Tensor, at, like_KMN: Tensor) -> Tensor:
-    """Columns that are zero, as of a gradient that was, start afresh: the power method would never leave zero."""
-    dead_K1R = (q_KNR == 0).all(1, keepdim=True)
-    return torch.where(dead_K1R, _start(at, like_KMN, q_KNR.shape[-1]), q_KNR) if dead_K1R.any() else q_KNR
+    generator = at.generator(like.device, everyone=True)
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 def _unit(q_KNR: Tensor) -> Tensor:
@@ -65,12 +64,12 @@ def _unit(q_KNR: Tensor) -> Tensor:
 
 def _halves(p_KMR: Tensor, ranks: int) -> Tensor:
     """In float16, so that the sum is finite too: a column of Q that was but rounding says nothing of P's size."""
-    most = torch.finfo(torch.float16).max / ranks
+    most = 2.0 ** math.floor(math.log2(torch.finfo(torch.float16).max / ranks))  # which rounding leaves as it is
     return p_KMR.clamp(-most, most).half()
 
 
 def thin(a_KMN: Tensor, b_KNR: Tensor) -> Tensor:
-    """(K, M, R), their product, R being small: in the other order MKL takes two to four times as long."""
+    """(K, M, R), their product, R being 4 or so: in the other order MKL takes up to four times as long."""
     if a_KMN.stride(-1) == 1:
         return a_KMN @ b_KNR
     return (b_KNR.mT @ a_KMN.mT).mT.contiguous()

@@ -63,8 +63,7 @@ def choose(
     asked = {"world"}.union(*(compressor.groups for compressor in among))
     found = probe(route.comm, {name: route.groups[name] for name in sorted(asked)}, work, overlap)
     node_size = route.comm.place(route.groups["node"])[1]
-    whole_s = {name: found.whole_s(name) for name in work.parameters}
-    pass_s = max(whole_s.values())
+    pass_s = max(map(found.whole_s, work.parameters))
 
     def decide(
         cuts: Sequence[Sequence[str]], offers: Sequence[Sequence[Compressor]], there_s: Callable[[str], float]
@@ -77,12 +76,14 @@ def choose(
         chosen = search(offered, *step)
         return chosen, predict([row[at] for row, at in zip(offered, chosen, strict=True)], *step)
 
-    _, uncompressed = decide([each.names for each in plain], [[each.compressor] for each in plain], found.pass_s.get)
-    order = sorted(work.parameters, key=whole_s.get)
+    _, uncompressed = decide(
+        [each.names for each in plain], [[each.compressor] for each in plain], found.ready_s.__getitem__
+    )
+    order = sorted(work.parameters, key=found.whole_s)
     matrices = {name for name, parameter in work.parameters.items() if policy.is_matrix(parameter)}
     cuts = policy.cut(work.parameters, order, bucket_bytes, matrices.__contains__)
     offers = [list(among) if names[0] in matrices else [none] for names in cuts]
-    chosen, prediction = decide(cuts, offers, whole_s.get)
+    chosen, prediction = decide(cuts, offers, found.whole_s)
     plan = [Planned(tuple(names), offer[at]) for names, offer, at in zip(cuts, offers, chosen, strict=True)]
     if not any(chosen) or uncompressed.step_s <= prediction.step_s * NEAR:
         plan, prediction = list(plain), uncompressed

@@ -50,17 +50,17 @@ class Probe:
 
     Attributes:
         lines: of the network.
-        pass_s: parameter or lookup → seconds of a forward and backward pass until its gradient is there.
+        ready_s: parameter or lookup → seconds of a forward and backward pass until its gradient is there.
         burden: seconds by which each byte that is sent meanwhile holds up such a pass.
     """
 
     lines: Network
-    pass_s: Mapping[str, float]
+    ready_s: Mapping[str, float]
     burden: float
 
     def whole_s(self, name: str) -> float:
         """Until all of a parameter's gradient is there."""
-        return max(self.pass_s[name], self.pass_s.get(lookup(name), 0.0))
+        return max(self.ready_s[name], self.ready_s.get(lookup(name), 0.0))
 
 
 def probe(comm: Comm, groups: Mapping[str, Group], work: Work, overlap: str) -> Probe:
@@ -75,12 +75,13 @@ def probe(comm: Comm, groups: Mapping[str, Group], work: Work, overlap: str) -> 
     lines = network.measure(comm, device, groups)
     seconds = [work.readiness() for _ in range(2)]
     mine = [min(each[name] for each in seconds) for name in names]
-    pass_s, burden = dict(zip(names, _mean(comm, mine), strict=True)), 0.0
+    ready_s, burden = dict(zip(names, _mean(comm, mine), strict=True)), 0.0
     if overlap != "none" and not comm.shares_memory:
         line = lines.lines["world", "sum"]
         found = network.burden(comm, device, line, lambda: max(work.readiness().values()), max(mine))
-        burden = max(0.0, *_mean(comm, [found]))  # chance may have some ranks compute faster meanwhile
-    return Probe(lines, pass_s, burden)
+        (burden,) = _mean(comm, [found])
+        burden = max(0.0, burden)  # chance may have ranks compute faster meanwhile
+    return Probe(lines, ready_s, burden)
 
 
 def costs(
@@ -98,10 +99,11 @@ def costs(
         cuts: by bucket, names of its parameters and lookups.
         offers: by bucket, candidates.
     """
+    tensors = work.tensors
     known: dict[tuple, Price] = {}  # what has the same shapes is priced once
 
     def priced(names: Sequence[str], compressor: Compressor) -> Price:
-        key = tuple(work.tensors[name].shape for name in names), compressor.text
+        key = tuple((tensors[name].shape, tensors[name].dtype) for name in names), compressor.text
         if key not in known:
             known[key] = _price(work, Planned(tuple(names), compressor), comm.size, node_size)
         return known[key]

@@ -119,12 +119,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(config, folder):
 
 
 @pytest.mark.slow
-def test_horovods_own_timeline_is_recorded_on_request(config, folder):
+def test_horovods_own_timeline_is_recorded_on_request_and_in_the_report(config, folder):
     timeline = ["--trace.horovod_timeline", "true", "--reduce.share_memory", "false"]
     train = ["hvd-llm", "train", config, "--train.steps", 3, *timeline]
     done = run(*launcher(2), *train, "--out", folder / "run")
     assert done.returncode == 0, done.stderr
     assert "bucket.0" in (folder / "run/trace/launch-0/horovod_timeline.json").read_text()
+    done = run("python", "-m", "analysis", "report", folder / "run", "--out", folder / "report", "--warmup", 0)
+    assert done.returncode == 0, done.stderr
+    assert "ALLREDUCE" in (folder / "report/horovod.csv").read_text()
+    assert "Inside Horovod" in (folder / "report/report.html").read_text()
 
 
 @pytest.mark.slow

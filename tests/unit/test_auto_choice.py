@@ -94,7 +94,7 @@ def test_a_broken_package_does_not_hide_the_others(monkeypatch, capsys):
     assert "cannot be loaded: No module named 'nowhere'" in listed["broken"]
 
 
-@pytest.mark.parametrize(("momentum", "own"), [("no number", 0), (None, 0), (0.5, 0.5), (1, 1)])
+@pytest.mark.parametrize(("momentum", "own"), [("no number", 0), (None, 0), (0.5, 0.5), (1, 1), (True, 0)])
 def test_momentum_of_a_plug_in_may_be_anything(momentum, own):
     """A number is momentum of its own, which an optimizer's would add to; with others it has nothing to do."""
 

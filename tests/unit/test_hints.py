@@ -14,6 +14,7 @@ CASES = {
     "no timeline of shared memory": ({"trace": {"horovod_timeline": True}}, {}, 1, "timeline will have no gradients"),
     "no shared memory": ({}, {"shares_memory": False}, 1, "cannot share memory, and sum gradients through mpi"),
     "a batch of all": ({"train": {"steps": 1, "global_batch": 2000}}, {}, 1, "1000 sequences: a step takes all"),
+    "signs in memory": ({"reduce": {"compressor": "hierarchical(across=adasum)"}}, {}, 1, ""),
     "a compressor in memory": ({"reduce": {"compressor": "powersgd"}}, {}, 1, "faster than powersgd"),
     "adasum in memory": ({"reduce": {"compressor": "adasum"}}, {}, 1, ""),
     "less than a round": ({"sync": {"every": 4}, "train": {"steps": 3, "global_batch": 4}}, {}, 1, "will meet once"),

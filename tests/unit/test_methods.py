@@ -55,11 +55,14 @@ def test_demo_looks_at_the_cosines_of_a_chunk():
         torch.testing.assert_close(dct @ values, expected)
 
 
-def test_powersgd_recovers_from_a_gradient_of_zeros():
+@pytest.mark.parametrize("size", [1e-12, 1, 1e12])
+@pytest.mark.parametrize("feedback", [0, 1])
+def test_powersgd_recovers_from_a_gradient_of_zeros(size, feedback):
     """Also where the rows that are zero later are those that the power method would look at after zeros."""
-    found, states, random = registry.find("powersgd(rank=4)"), [{}, {}], torch.Generator().manual_seed(0)
+    found = registry.find(f"powersgd(rank=4, feedback={feedback})")
+    states, random = [{}, {}], torch.Generator().manual_seed(0)
     for step in range(8):
-        given = [torch.randn(1, 64, 48, generator=random).mul_(step > 0) for _ in states]
+        given = [torch.randn(1, 64, 48, generator=random).mul_(size * (step > 0)) for _ in states]
         for gradient in given:
             gradient[:, :8] = 0
         (total,) = {result.abs().sum().item() for result in lockstep.reduce(found, given, states, At(step=step))}
@@ -83,6 +86,14 @@ def test_powersgd_of_a_wide_matrix_is_that_of_its_transpose():
             for parts, states in ((tall, tall_states), (wide, wide_states))
         )
         torch.testing.assert_close(got.mT, expected)
+
+
+def test_powersgd_starts_afresh_with_what_others_left():
+    """A checkpoint of another rank, or of a version that did not transpose wide matrices."""
+    found, given = registry.find("powersgd(rank=4)"), torch.randn(1, 40, 96, generator=torch.Generator().manual_seed(0))
+    fresh = lockstep.reduce(found, [given.clone()], [{}])[0]
+    for left in (torch.ones(1, 96, 4), torch.ones(1, 40, 2)):
+        assert torch.equal(lockstep.reduce(found, [given.clone()], [{"q": left}])[0], fresh)
 
 
 @pytest.mark.parametrize("across", ["dgc", "topk"])

@@ -1,0 +1,238 @@
+"""Horovod's own timeline → what each kind of operation took, every fused batch counted once.
+
+Rank 0 writes the file: an array of trace events in which a "process" is a tensor. `B` and `E` begin and end its
+negotiation, then its operation, and within that what Horovod does for it (horovod/common/timeline.cc). Three things
+mislead: what is done for a fused batch is written once for every tensor in it, one after the other; ranks say when
+they are ready (`X`) only while the response cache does not know the tensor; and a run that was killed may leave half an
+event.
+"""
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.errors import AnalysisError
+
+_PIECE = 2**22  # characters that are parsed at a time
+_LONGEST = 2**20  # of an event
+_END = re.compile(r"\}\s*,\s*(?=\{)")  # of an event that another one follows; objects within one follow a name
+_BYTES = {
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+    "int16": 2,
+    "uint16": 2,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "float32": 4,
+}
+_BYTES |= {"int64": 8, "float64": 8}
+_NEGOTIATE = "NEGOTIATE_"
+
+
+@dataclass
+class Operations:
+    """All of one type, such as ALLREDUCE.
+
+    Attributes:
+        known: negotiations in which no rank said that it was ready: all of them knew the tensor.
+        negotiation_us: from the first rank that is ready to the last, and until all know, added up over tensors.
+    """
+
+    tensors: int = 0
+    bytes: int = 0
+    negotiations: int = 0
+    known: int = 0
+    negotiation_us: int = 0
+    waiting: int = 0
+    since_us: int = 0
+
+
+@dataclass
+class Activity:
+    """What Horovod does for some tensors at once, added up: such as GLOO_ALLREDUCE of ALLREDUCE.
+
+    Attributes:
+        time_us: of each batch from its first tensor's beginning to its last one's end.
+    """
+
+    batches: int = 0
+    tensors: int = 0
+    time_us: int = 0
+
+
+@dataclass
+class Late:
+    """How often a rank was the last to be ready, and how long the first one had waited by then."""
+
+    times: int = 0
+    wait_us: int = 0
+
+
+@dataclass
+class _Batch:
+    operation: str
+    activity: str
+    began: int
+    open: int = 0
+
+
+@dataclass
+class _Tensor:
+    under_way: list[str] = field(default_factory=list)  # the innermost last
+    ready: list[tuple[int, int]] = field(default_factory=list)  # when, which rank
+    batch: _Batch | None = None
+
+
+class Timeline:
+    """What a file says.
+
+    Attributes:
+        operations: by type.
+        activities: by type of operation, and name.
+        late: by rank.
+        begin_us: when the first event was, on the writer's clock.
+        end_us: when the last one was.
+        cut: whether the file ends within an event.
+    """
+
+    def __init__(self, path: Path):
+        """Read a file of any size, piece by piece.
+
+        Raises:
+            AnalysisError: unreadable, or not Horovod's; or nothing was exchanged.
+        """
+        self.operations: defaultdict[str, Operations] = defaultdict(Operations)
+        self.activities: defaultdict[tuple[str, str], Activity] = defaultdict(Activity)
+        self.late: defaultdict[int, Late] = defaultdict(Late)
+        self.begin_us: int | None = None
+        self.end_us = 0
+        self.cut = False
+        self._tensors: defaultdict[int, _Tensor] = defaultdict(_Tensor)
+        self._last: _Batch | None = None  # the last event began its activity for one more tensor
+        try:
+            for events in self._pieces(path):
+                for event in events:
+                    self._add(event)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise AnalysisError(f"{path} is not a timeline of Horovod: {type(error).__name__} {error!s:.100}") from None
+        if not self.operations:
+            raise AnalysisError(f"{path} holds no operation: nothing was exchanged while it was written")
+
+    def _pieces(self, path: Path) -> Iterator[list[dict]]:
+        """Its events, many at a time."""
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                rest = file.read(_PIECE).lstrip()
+                if not rest.startswith("["):
+                    raise ValueError("it is no array of events")
+                rest = rest[1:]
+                while piece := file.read(_PIECE):
+                    rest += piece
+                    ends = [match.end() for match in _END.finditer(rest, max(0, len(rest) - _LONGEST))]
+                    if ends:
+                        yield json.loads(f"[{rest[: ends[-1]].rstrip().rstrip(',')}]")
+                        rest = rest[ends[-1] :]
+                    if len(rest) > _LONGEST:
+                        raise ValueError(f"an event of more than {_LONGEST} characters")
+        except OSError as error:
+            raise AnalysisError(f"cannot read {path}: {error.strerror}") from None
+        yield self._end(rest.strip())
+
+    def _end(self, rest: str) -> list[dict]:
+        """The file's last events, of which the very last may be cut off."""
+        try:
+            return json.loads("[" + rest.removesuffix("]").rstrip().rstrip(",") + "]")
+        except ValueError:
+            self.cut = True
+        ends = [match.start() + 1 for match in _END.finditer(rest)]
+        return json.loads(f"[{rest[: ends[-1]]}]") if ends else []
+
+    def _add(self, event: dict) -> None:
+        phase = event["ph"]
+        if phase in "Mi":
+            return
+        now, tensor = event["ts"], self._tensors[event["pid"]]
+        self.begin_us = now if self.begin_us is None else self.begin_us
+        self.end_us = now
+        if phase == "B":
+            self._begin(tensor, event["name"], now)
+            return
+        self._last = None
+        if phase == "X":
+            tensor.ready.append((now, int(event["name"])))
+        elif tensor.under_way:  # not what had begun before the file
+            self._finish(tensor, now, event.get("args", {}))
+
+    def _begin(self, tensor: _Tensor, name: str, now: int) -> None:
+        if tensor.under_way:
+            operation, last = tensor.under_way[0], self._last
+            if last is None or (last.operation, last.activity) != (operation, name):
+                self._last = _Batch(operation, name, now)
+                self.activities[operation, name].batches += 1
+            tensor.batch = self._last
+            tensor.batch.open += 1
+            self.activities[operation, name].tensors += 1
+        elif name.startswith(_NEGOTIATE):
+            found = self.operations[name.removeprefix(_NEGOTIATE)]
+            found.since_us = found.since_us if found.waiting else now
+            found.waiting += 1
+        tensor.under_way.append(name)
+
+    def _finish(self, tensor: _Tensor, now: int, args: dict) -> None:
+        name = tensor.under_way.pop()
+        if tensor.under_way:
+            batch = tensor.batch
+            batch.open -= 1
+            if not batch.open:
+                self.activities[batch.operation, batch.activity].time_us += now - batch.began
+        elif name.startswith(_NEGOTIATE):
+            found = self.operations[name.removeprefix(_NEGOTIATE)]
+            found.negotiations += 1
+            found.waiting -= 1
+            found.negotiation_us += 0 if found.waiting else now - found.since_us
+            found.known += not tensor.ready
+            if len(tensor.ready) > 1:
+                self._note_late(sorted(tensor.ready))
+            tensor.ready.clear()
+        else:
+            found = self.operations[name]
+            found.tensors += 1
+            if args:
+                shape = [int(side) for side in re.findall(r"\d+", args["shape"])]
+                found.bytes += _BYTES[args["dtype"]] * math.prod(shape)
+
+    def _note_late(self, ready: list[tuple[int, int]]) -> None:
+        (first, _), (last, rank) = ready[0], ready[-1]
+        self.late[rank].times += 1
+        self.late[rank].wait_us += last - first
+
+    def table(self) -> pd.DataFrame:
+        """A row per operation and activity, the longest first; the negotiation of a type is one of its activities.
+
+        Columns operation, activity, batches, tensors, seconds, mb (megabytes of all its tensors).
+        """
+        rows = [
+            (
+                type_,
+                "negotiation",
+                found.negotiations,
+                found.negotiations,
+                found.negotiation_us / 1e6,
+                found.bytes / 1e6,
+            )
+            for type_, found in self.operations.items()
+        ]
+        rows += [
+            (type_, name, found.batches, found.tensors, found.time_us / 1e6, self.operations[type_].bytes / 1e6)
+            for (type_, name), found in self.activities.items()
+        ]
+        columns = ["operation", "activity", "batches", "tensors", "seconds", "mb"]
+        return pd.DataFrame(rows, columns=columns).sort_values("seconds", ascending=False, ignore_index=True)
