@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(config, folder):
 @pytest.mark.slow
 def test_horovods_own_timeline_is_recorded_on_request_and_in_the_report(config, folder):
     timeline = ["--trace.horovod_timeline", "true", "--reduce.share_memory", "false"]
-    train = ["hvd-llm", "train", config, "--train.steps", 3, *timeline]
+    train = ["hvd-llm", "train", config, "--train.steps", 10, *timeline]
     done = run(*launcher(2), *train, "--out", folder / "run")
     assert done.returncode == 0, done.stderr
     assert "bucket.0" in (folder / "run/trace/launch-0/horovod_timeline.json").read_text()
