@@ -27,7 +27,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test bench bench-network bench-loss bench-kernels lint clean
+.PHONY: help env train test bench bench-network bench-loss bench-kernels bench-reports lint clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -62,6 +62,9 @@ bench-loss: $(READY) $(DATA)/index.json  ## what compressing and meeting seldom 
 
 bench-kernels: $(READY)  ## what compressors compute, beside a plain memory copy
 	python -m benchmarks.kernels $(BENCH)
+
+bench-reports: $(READY)  ## what reports of large runs cost: 1000 ranks, a timeline of 1 GB
+	python -m benchmarks.large_traces $(BENCH)
 
 lint: $(READY)  ## check style, format and the direction of imports
 	ruff check .

@@ -66,6 +66,14 @@ KINDS = {
         _QUARTILES,
         "share of a copy's speed",
     ),
+    "reports": Kind(
+        "What reports cost",
+        "Seconds that a report took, and the memory that it needed at most.",
+        ("report",),
+        "seconds",
+        (),
+        "seconds",
+    ),
 }
 
 

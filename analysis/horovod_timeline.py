@@ -7,6 +7,7 @@ they are ready (`X`) only while the response cache does not know the tensor; and
 event.
 """
 
+import functools
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+from tqdm import tqdm
 
 from analysis.errors import AnalysisError
 
@@ -35,6 +37,7 @@ _BYTES = {
 }
 _BYTES |= {"int64": 8, "float64": 8}
 _NEGOTIATE = "NEGOTIATE_"
+_BAR = {"delay": 3, "leave": False, "disable": None}
 
 
 @dataclass
@@ -78,8 +81,10 @@ class Late:
 
 @dataclass
 class _Batch:
-    operation: str
-    activity: str
+    """Tensors that one activity is for: begun, and not yet ended."""
+
+    what: tuple[str, str]
+    activity: Activity
     began: int
     open: int = 0
 
@@ -121,7 +126,7 @@ class Timeline:
             for events in self._pieces(path):
                 for event in events:
                     self._add(event)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
             raise AnalysisError(f"{path} is not a timeline of Horovod: {type(error).__name__} {error!s:.100}") from None
         if not self.operations:
             raise AnalysisError(f"{path} holds no operation: nothing was exchanged while it was written")
@@ -129,12 +134,14 @@ class Timeline:
     def _pieces(self, path: Path) -> Iterator[list[dict]]:
         """Its events, many at a time."""
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
+            bar = tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, **_BAR)
+            with open(path, encoding="utf-8", errors="replace") as file, bar:
                 rest = file.read(_PIECE).lstrip()
                 if not rest.startswith("["):
                     raise ValueError("it is no array of events")
                 rest = rest[1:]
                 while piece := file.read(_PIECE):
+                    bar.update(len(piece))
                     rest += piece
                     ends = [match.end() for match in _END.finditer(rest, max(0, len(rest) - _LONGEST))]
                     if ends:
@@ -173,13 +180,13 @@ class Timeline:
 
     def _begin(self, tensor: _Tensor, name: str, now: int) -> None:
         if tensor.under_way:
-            operation, last = tensor.under_way[0], self._last
-            if last is None or (last.operation, last.activity) != (operation, name):
-                self._last = _Batch(operation, name, now)
-                self.activities[operation, name].batches += 1
-            tensor.batch = self._last
-            tensor.batch.open += 1
-            self.activities[operation, name].tensors += 1
+            what, batch = (tensor.under_way[0], name), self._last
+            if batch is None or batch.what != what:
+                batch = self._last = _Batch(what, self.activities[what], now)
+                batch.activity.batches += 1
+            batch.activity.tensors += 1
+            batch.open += 1
+            tensor.batch = batch
         elif name.startswith(_NEGOTIATE):
             found = self.operations[name.removeprefix(_NEGOTIATE)]
             found.since_us = found.since_us if found.waiting else now
@@ -192,7 +199,7 @@ class Timeline:
             batch = tensor.batch
             batch.open -= 1
             if not batch.open:
-                self.activities[batch.operation, batch.activity].time_us += now - batch.began
+                batch.activity.time_us += now - batch.began
         elif name.startswith(_NEGOTIATE):
             found = self.operations[name.removeprefix(_NEGOTIATE)]
             found.negotiations += 1
@@ -206,8 +213,7 @@ class Timeline:
             found = self.operations[name]
             found.tensors += 1
             if args:
-                shape = [int(side) for side in re.findall(r"\d+", args["shape"])]
-                found.bytes += _BYTES[args["dtype"]] * math.prod(shape)
+                found.bytes += _size(args["dtype"], args["shape"])
 
     def _note_late(self, ready: list[tuple[int, int]]) -> None:
         (first, _), (last, rank) = ready[0], ready[-1]
@@ -236,3 +242,9 @@ class Timeline:
         ]
         columns = ["operation", "activity", "batches", "tensors", "seconds", "mb"]
         return pd.DataFrame(rows, columns=columns).sort_values("seconds", ascending=False, ignore_index=True)
+
+
+@functools.cache
+def _size(dtype: str, shape: str) -> int:
+    """Bytes of a tensor, whose shape is written like "[2, 3]"."""
+    return _BYTES[dtype] * math.prod(map(int, re.findall(r"\d+", shape)))

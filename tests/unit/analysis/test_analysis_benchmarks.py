@@ -26,6 +26,7 @@ RATIOS = {
     "kernels": pd.DataFrame(
         {"mib": 64.0, "kernel": ["int8"], "share_of_copy": [0.5], "lower_quartile": [0.4], "upper_quartile": [0.6]}
     ),
+    "reports": pd.DataFrame({"report": ["1000 ranks"], "seconds": [60.0], "gib": [1.0]}),
 }
 
 

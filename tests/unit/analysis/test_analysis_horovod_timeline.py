@@ -97,6 +97,12 @@ def test_it_may_begin_in_the_middle_of_things(tmp_path):
         ('[{"ph": "B", "name": "NEGOTIATE_ALLREDUCE", "pid": 1}]', "'ts'"),
         ('[{"ph": "X", "name": "kernel", "ts": 1, "pid": 1}]', "invalid literal"),
         ("[" + "x" * 10_000_000, "more than"),
+        ("[" * 100_000, "not a timeline"),
+        ('[{"ph": "B", "name": "ALLREDUCE", "ts": 1, "pid": []}]', "not a timeline"),
+        (
+            '[{"ph": "B", "name": "ALLREDUCE", "ts": "x", "pid": 1}, {"ph": "E", "ts": 2, "pid": 1, "args": 3}]',
+            "not a timeline",
+        ),
         ('[{"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "bucket.1"}}]', "no operation"),
     ],
 )
