@@ -6,7 +6,7 @@ analysis report` takes with them, and how much memory.
 
 import argparse
 import json
-import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -124,12 +124,20 @@ def _events(now: int, tensors: int) -> list[dict]:
 def measure(what: str, folder: Path) -> dict:
     """Report on a run folder; seconds, and GiB that the report needed at most."""
     command = [sys.executable, "-m", "analysis", "report", str(folder), "--out", str(folder / "report")]
-    began = time.perf_counter()
+    began, peak = time.perf_counter(), 0
     process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    while process.poll() is None:
+        peak = _peak_kib(process.pid) or peak  # what wait4 says counts this process too, from before the other's exec
+        time.sleep(0.05)
+    if process.returncode:
         sys.exit(f"the report of {what} failed")
-    return {"report": what, "seconds": time.perf_counter() - began, "gib": usage.ru_maxrss / 2**20}
+    return {"report": what, "seconds": time.perf_counter() - began, "gib": peak / 2**20}
+
+
+def _peak_kib(pid: int) -> int:
+    """What a process has needed of memory at most; 0 when it is over."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) if found else 0
 
 
 def main() -> None:
