@@ -65,7 +65,8 @@ def _fastest(experiment: Experiment, cell: Cell) -> str:
     if low <= 1:
         return f"{start}, by no more than noise before {second.label}. "
     gain = f"{cell.throughput / second.throughput:.2f} times the tokens per second of {second.label}"
-    return f"{start}: {gain} (95 % interval {low:.2f} to {high:.2f}). "
+    single = "; one run each, and runs differ by more than their steps" if len(cell.repeats) == 1 else ""
+    return f"{start}: {gain} (95 % interval {low:.2f} to {high:.2f}{single}). "
 
 
 def _ranks(count: int) -> str:

@@ -223,17 +223,10 @@ class Timeline:
     def table(self) -> pd.DataFrame:
         """A row per operation and activity, the longest first; the negotiation of a type is one of its activities.
 
-        Columns operation, activity, batches, tensors, seconds, mb (megabytes of all its tensors).
+        Columns operation, activity, batches, tensors, seconds, mb (megabytes of all the operation's tensors).
         """
         rows = [
-            (
-                type_,
-                "negotiation",
-                found.negotiations,
-                found.negotiations,
-                found.negotiation_us / 1e6,
-                found.bytes / 1e6,
-            )
+            (type_, "negotiation", found.negotiations, found.negotiations, found.negotiation_us / 1e6, math.nan)
             for type_, found in self.operations.items()
         ]
         rows += [

@@ -107,11 +107,11 @@ def accept(
     if refused:
         shown = [f"{key} is {_values(values)}" for key, values in list(refused.items())[:5]]
         more = f", and {len(refused) - 5} more" if len(refused) > 5 else ""
-        first = next(iter(refused))
-        beside = f"show them side by side with --by {first}, or " if first in known else ""
+        beside = " ".join(f"--by {key}" for key in refused if key in known)
+        alike = " ".join(f"--allow {key}" for key in refused)
         raise AnalysisError(
             f"these runs cannot be measured against each other: {'; '.join(shown)}{more} "
-            f"({beside}take them for alike with --allow {first})"
+            f"({f'show them side by side with {beside}, or ' if beside else ''}take them for alike with {alike})"
         )
     return {key: values for key, values in found.items() if key in allow}
 

@@ -214,7 +214,8 @@ class Trainer:
                 (loss * (self.state.loss_scale.value / self.nominal)).backward()
         sums = sums or self.totals.share(alone, loss_total, *counts)  # where no sequence of this batch is ours
         self.reducer.finish()
-        loss_sum, all_targets, all_tokens = self.reducer.wait(sums).tolist()
+        with trace.span("exposed"):  # ranks that train apart meet here
+            loss_sum, all_targets, all_tokens = self.reducer.wait(sums).tolist()
 
         row = self.update.take(self.nominal / max(1.0, counts[0] if alone else all_targets), exact, lr)
         progress.step += 1

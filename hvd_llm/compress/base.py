@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from hvd_llm.compress.feedback import with_feedback
+from hvd_llm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,18 @@ class Compressor:
         own = self.defaults.get("momentum")
         number = isinstance(own, int | float) and not isinstance(own, bool)
         return max([float(own) if number else 0.0, *wrapped])
+
+    def check(self, result: Any, shape: torch.Size) -> None:
+        """See that a generator returned a sum of that shape.
+
+        Raises:
+            UserError: it did not.
+        """
+        if not isinstance(result, Tensor) or result.shape != shape:
+            what = str(list(result.shape)) if isinstance(result, Tensor) else repr(result)
+            raise UserError(
+                f"compressor {self} returns {what:.80} for a gradient of {list(shape)}, and not a sum of that shape"
+            )
 
     @property
     def summary(self) -> str:

@@ -36,8 +36,12 @@ def find(text: str) -> Compressor:
         UserError: no such name or option, or its package cannot be imported.
     """
     name, options = _parse(text)
+    if name == "auto":
+        raise UserError("reduce.compressor is 'auto' within another; write auto(hierarchical=true), for instance")
     if name not in _installed():
-        raise UserError(f"reduce.compressor is {text!r}: {name!r} is not installed{nearest(name, [*names(), 'auto'])}")
+        raise UserError(
+            f"reduce.compressor is {text!r}: {name!r} is not installed{nearest(name.lower(), [*names(), 'auto'])}"
+        )
     found = _with_options(_load(_installed()[name]), text, options)
     _try(found, text)
     return found
@@ -119,7 +123,7 @@ def _load(point) -> Compressor:
 
 def _try(found: Compressor, text: str) -> None:
     """Let it make its first request, so that an option that cannot be is found before training."""
-    shape = (2, 64, 64) if found.takes == "matrices" else (10_000,)
+    shape = (2, 64, 48) if found.takes == "matrices" else (10_000,)
     try:
         exchange = found(torch.ones(shape), {}, At(size=2, groups=dict.fromkeys(found.groups, (0, 2))))
         if not inspect.isgenerator(exchange):
@@ -136,7 +140,8 @@ def _try(found: Compressor, text: str) -> None:
 def _with_options(found: Compressor, text: str, options: dict[str, Any]) -> Compressor:
     for name, value in sorted(options.items(), key=lambda option: not _wraps(found, option[0])):
         if name not in found.defaults:
-            raise UserError(f"reduce.compressor is {text!r}: no option {name!r}{nearest(name, found.defaults)}")
+            others = nearest(name, found.defaults) if found.defaults else "; it has none"
+            raise UserError(f"reduce.compressor is {text!r}: no option {name!r}{others}")
         default = found.defaults[name].name if _wraps(found, name) else found.defaults[name]
         kinds = {float: (float, int)}.get(type(default), (type(default),))
         if type(value) not in kinds:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hvd_llm.compress.base import AllToAll, At, Compressor, Gather, Request, State, Sum
 from hvd_llm.device import moment
-from hvd_llm.errors import UserError
 from hvd_llm.reduce.rounds import Rounds
 
 # Bytes on Ethernet for each that is sent: a frame of 1514 carries 1448 of TCP. Acknowledgements are not in it, nor what
@@ -72,7 +71,7 @@ def rehearse(compressor: Compressor, size: int, node_size: int) -> None:
     Raises:
         UserError: it says that it cannot.
     """
-    shape = (2, 64, 64) if compressor.takes == "matrices" else (10_000,)
+    shape = (2, 64, 48) if compressor.takes == "matrices" else (10_000,)
     price(compressor, [torch.ones(shape)], size, node_size=node_size)
 
 
@@ -103,23 +102,13 @@ def price(
         requests = step()
         kernel_s += moment(gradients[0].device) - began
         if not requests:
-            _check(compressor, gradients, rounds)
+            for index, gradient in enumerate(gradients):
+                compressor.check(rounds.results[index], gradient.shape)
             return Price(tuple(operations), kernel_s)
         for request in requests:
             sent = sent_bytes(request, 0, sizes[request.group])
             operations.append(Operation(_kind(request, gradients), sent, request.group))
         step = partial(rounds.resume, [_invent(request, sizes[request.group]) for request in requests])
-
-
-def _check(compressor: Compressor, gradients: Sequence[Tensor], rounds: Rounds) -> None:
-    for index, gradient in enumerate(gradients):
-        result = rounds.results[index]
-        if not isinstance(result, Tensor) or result.numel() != gradient.numel():
-            what = str(list(result.shape)) if isinstance(result, Tensor) else repr(result)
-            raise UserError(
-                f"compressor {compressor} returns {what:.80} for a gradient of {list(gradient.shape)}, and not a sum "
-                "of that shape"
-            )
 
 
 def sent_bytes(request: Request, rank: int, size: int) -> float:

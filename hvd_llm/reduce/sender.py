@@ -125,7 +125,11 @@ class Sender:
 
     @torch.no_grad()
     def finish(self, buckets: Iterable[Bucket]) -> None:
-        """Wait for some buckets; then they hold the sums."""
+        """Wait for some buckets; then they hold the sums.
+
+        Raises:
+            UserError: a compressor returned something else.
+        """
         wanted = [bucket for bucket in buckets if bucket.index in self._flights]
         if any(segment.compressor != none for bucket in wanted for segment in bucket.segments):  # of several rounds
             self.watch(lambda: self._flights.keys().isdisjoint(bucket.index for bucket in wanted))
@@ -136,8 +140,9 @@ class Sender:
     def _land(self, bucket: Bucket) -> None:
         flight = self._flights[bucket.index]
         for segment, result in zip(bucket.segments, flight.exchange.finish(), strict=True):
+            segment.compressor.check(result, segment.tensor.shape)
             if result.data_ptr() != segment.tensor.data_ptr():
-                segment.tensor.copy_(result.view_as(segment.tensor))
+                segment.tensor.copy_(result)
         del self._flights[bucket.index]
         span = flight.sent_ns, now(), bucket.index
         self._route.trace.add("bucket_exchange", *span, flight.exchange.payload_bytes)

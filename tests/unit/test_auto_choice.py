@@ -114,8 +114,18 @@ def test_momentum_of_a_plug_in_may_be_anything(momentum, own):
         "auto(among='nome')",
         "auto(among='topk(')",
         "auto(among='none rows')",
+        "hierarchical(across=auto)",
     ],
 )
 def test_what_auto_cannot_be(text):
     with pytest.raises(UserError, match=r"reduce\.compressor is"):
+        registry.candidates(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("none(feedback=1)", "no option 'feedback'; it has none"), ("PowerSGD", "did you mean 'powersgd'")],
+)
+def test_what_is_said_of_options_and_names(text, said):
+    with pytest.raises(UserError, match=said):
         registry.candidates(text)

@@ -292,6 +292,28 @@ def test_a_result_of_another_shape_is_found_before_training():
         rehearse(forgetful, 2, 1)
 
 
+def test_a_result_that_only_fits_is_found_too():
+    """A transposed matrix has as many elements; and a generator may return one in some steps only."""
+
+    @compressor(takes="matrices")
+    def turned(gradient, state, at):
+        total = yield Sum(gradient)
+        return total.mT.contiguous() if at.step in (0, 3) else total
+
+    with pytest.raises(UserError, match=r"turned returns \[2, 48, 64\] for a gradient of \[2, 64, 48\]"):
+        rehearse(turned, 2, 1)
+    parameter = nn.Parameter(torch.ones(64, 48))
+    sender = Sender(
+        "bucket", {"w": parameter}, [Planned(("w",), turned)], Route(Solo(), {"world": WORLD}, NoTrace()), {}
+    )
+    for step in (1, 2):
+        sender.send(sender.buckets[0], step)
+        sender.finish(sender.buckets)
+    sender.send(sender.buckets[0], 3)
+    with pytest.raises(UserError, match=r"turned returns \[1, 48, 64\] for a gradient of \[1, 64, 48\]"):
+        sender.finish(sender.buckets)
+
+
 def test_who_runs_other_compressors_gets_a_result_of_each():
     @compressor(feedback=1)
     def twice(gradient, state, at):
