@@ -37,6 +37,11 @@ def hints(
     for_speed = not config.reduce.automatic and compressor != "none" and registry.find(compressor).sums
     if for_speed and comm.shares_memory and config.sync.every == 1:
         yield f"these ranks could sum gradients in memory they share, which is faster than {compressor}"
+    steps = f"train.steps {config.train.steps}"
+    if config.reduce.warmup_steps >= config.train.steps and compressor != "none":
+        yield f"nothing will go through {compressor}: reduce.warmup_steps is {config.reduce.warmup_steps}, {steps}"
+    if config.sync.after >= config.train.steps and config.sync.every > 1:
+        yield f"ranks will stay together: sync.after is {config.sync.after}, {steps}"
     if 1 < config.train.steps - config.sync.after < config.sync.every:
         yield f"ranks will meet once, at the end: sync.every is {config.sync.every}, and these are all steps"
     if config.sync.every == 1 and config.sync != Sync():

@@ -18,6 +18,18 @@ CASES = {
     "a compressor in memory": ({"reduce": {"compressor": "powersgd"}}, {}, 1, "faster than powersgd"),
     "adasum in memory": ({"reduce": {"compressor": "adasum"}}, {}, 1, ""),
     "less than a round": ({"sync": {"every": 4}, "train": {"steps": 3, "global_batch": 4}}, {}, 1, "will meet once"),
+    "never compressed": (
+        {"reduce": {"compressor": "int8", "warmup_steps": 3}, "train": {"steps": 3, "global_batch": 4}},
+        {"shares_memory": False, "size": 4},
+        1,
+        "nothing will go through int8",
+    ),
+    "never apart": (
+        {"sync": {"every": 8, "after": 4}, "train": {"steps": 3, "global_batch": 4}},
+        {},
+        1,
+        "sync.after is 4, train.steps 3",
+    ),
     "signs": (
         {"reduce": {"compressor": "onebit"}},
         {"shares_memory": False, "size": 4},
