@@ -1,6 +1,6 @@
 """Flat buckets on their way: each is handed to its compressor, moved along whenever somebody looks, and landed."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -46,6 +46,15 @@ class _Flight:
     bucket: Bucket
     exchange: Exchange
     sent_ns: int
+
+
+def _noted(exchange: Generator, what: str) -> Generator:
+    """The same, and what it raises says where it comes from: what is above it in a traceback is all ours."""
+    try:
+        return (yield from exchange)
+    except Exception as error:
+        error.add_note(f"It was raised in {what}.")
+        raise
 
 
 class Sender:
@@ -95,7 +104,7 @@ class Sender:
         for segment, state in zip(bucket.segments, self.memory.draft(bucket.index), strict=True):
             compressor = segment.compressor if compress or segment.compressor.dense else none
             at = At(next(iter(segment.views)), *self._places["world"], step, self._route.seed, groups=self._places)
-            generators.append(compressor(segment.tensor, state, at))
+            generators.append(_noted(compressor(segment.tensor, state, at), f"compressor {compressor}, step {step}"))
         name = f"{self._name}.{bucket.index}"
         exchange = Exchange(name, generators, self._route.comm, self._route.groups)
         self._flights[bucket.index] = _Flight(bucket, exchange, now())

@@ -314,6 +314,23 @@ def test_a_result_that_only_fits_is_found_too():
         sender.finish(sender.buckets)
 
 
+def test_what_a_compressor_raises_says_whose_it_is():
+    @compressor
+    def breaks(gradient, state, at):
+        total = yield Sum(gradient)
+        raise ValueError(f"{at.step} is too much")
+        return total
+
+    parameter = nn.Parameter(torch.ones(64, 48))
+    sender = Sender(
+        "bucket", {"w": parameter}, [Planned(("w",), breaks)], Route(Solo(), {"world": WORLD}, NoTrace()), {}
+    )
+    sender.send(sender.buckets[0], 3)
+    with pytest.raises(ValueError, match="3 is too much") as caught:
+        sender.finish(sender.buckets)
+    assert caught.value.__notes__ == ["It was raised in compressor breaks, step 3."]
+
+
 def test_who_runs_other_compressors_gets_a_result_of_each():
     @compressor(feedback=1)
     def twice(gradient, state, at):
