@@ -37,6 +37,7 @@ _BYTES = {
 }
 _BYTES |= {"int64": 8, "float64": 8}
 _NEGOTIATE = "NEGOTIATE_"
+_LIBRARIES = ("MPI_", "GLOO_", "NCCL_", "CCL_", "DDL_")
 _BAR = {"delay": 3, "leave": False, "disable": None}
 
 
@@ -219,6 +220,16 @@ class Timeline:
         (first, _), (last, rank) = ready[0], ready[-1]
         self.late[rank].times += 1
         self.late[rank].wait_us += last - first
+
+    @property
+    def moving_s(self) -> float:
+        """Seconds in all of what libraries do for Horovod: their names begin those of activities."""
+        return sum(found.time_us for (_, name), found in self.activities.items() if name.startswith(_LIBRARIES)) / 1e6
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds in all of negotiations."""
+        return sum(found.negotiation_us for found in self.operations.values()) / 1e6
 
     def table(self) -> pd.DataFrame:
         """A row per operation and activity, the longest first; the negotiation of a type is one of its activities.

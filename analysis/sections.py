@@ -105,19 +105,20 @@ def horovod(found: Experiment, losses: pd.DataFrame) -> Section | None:
         return None
     timelines = {one.name: Timeline(one.launch.horovod_timeline) for one in launches}
     table = pd.concat([timeline.table().assign(launch=name) for name, timeline in timelines.items()])
-    late = [
-        f"{name}: rank {rank} {who.times} times, for {who.wait_us / 1e6:.2f} s"
-        + " (the file is cut off)" * timeline.cut
-        for name, timeline in timelines.items()
-        for rank, who in sorted(timeline.late.items())
-    ]
+    told = " ".join(f"{name}: {_of_horovod(timeline)}" for name, timeline in timelines.items())
     text = (
-        "Horovod's own timeline, in seconds of the whole launch. What is done for a fused batch counts once. "
-        "Negotiation is the time in which a tensor waited until all ranks were ready for it: mostly for a late rank, "
-        "and not for the network. Who was last, and for how long the first one waited, as far as ranks said so (only "
-        f"while a tensor is new to them): {'; '.join(late) or 'nobody did'}."
+        "From Horovod's own timeline, in seconds of the whole launch, its start included; what is done for a fused "
+        "batch counts once. Negotiation is the time in which a tensor waited until all ranks were ready for it, mostly "
+        f"for a late rank and not for the network. {told}"
     )
     return Section("horovod", "Inside Horovod", text, table, shown=tables.horovod(table))
+
+
+def _of_horovod(timeline: Timeline) -> str:
+    late = [f"rank {rank} {who.times} times ({who.wait_us / 1e6:.2f} s)" for rank, who in sorted(timeline.late.items())]
+    known = f" The last to be ready, while its tensors were new, was {', '.join(late)}." if late else ""
+    cut = " The file is cut off." if timeline.cut else ""
+    return f"data moved for {timeline.moving_s:.2f} s, tensors waited for {timeline.waiting_s:.2f} s.{known}{cut}"
 
 
 def ranks(found: Experiment, losses: pd.DataFrame) -> Section:

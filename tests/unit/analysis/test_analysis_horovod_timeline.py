@@ -65,6 +65,7 @@ def test_a_fused_batch_counts_once(tmp_path, monkeypatch, piece):
     assert (operation.negotiations, operation.known, operation.negotiation_us) == (3, 1, 320 + 50)
     assert {rank: (late.times, late.wait_us) for rank, late in found.late.items()} == {1: (1, 300), 0: (1, 150)}
     assert (found.begin_us, found.end_us, found.cut) == (0, 1245, False)
+    assert (found.moving_s, found.waiting_s) == (300e-6, 370e-6)
     longest = found.table().iloc[0]
     assert (longest["activity"], longest["seconds"]) == ("negotiation", 370e-6)
 
