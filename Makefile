@@ -64,7 +64,7 @@ bench-kernels: $(READY)  ## what compressors compute, beside a plain memory copy
 	python -m benchmarks.kernels $(BENCH)
 
 bench-reports: $(READY)  ## what reports of large runs cost: 1000 ranks, a timeline of 1 GB
-	python -m benchmarks.large_traces $(BENCH)
+	python -m benchmarks.reports $(BENCH)
 
 lint: $(READY)  ## check style, format and the direction of imports
 	ruff check .

@@ -46,14 +46,14 @@ class Operations:
     """All of one type, such as ALLREDUCE.
 
     Attributes:
-        known: negotiations in which no rank said that it was ready: all of them knew the tensor.
-        negotiation_us: from the first rank that is ready to the last, and until all know, added up over tensors.
+        negotiation_us: in which at least one tensor waited for all ranks to be ready for it, and to know that.
+        waiting: tensors that do now.
+        since_us: when the first of these began.
     """
 
     tensors: int = 0
     bytes: int = 0
     negotiations: int = 0
-    known: int = 0
     negotiation_us: int = 0
     waiting: int = 0
     since_us: int = 0
@@ -104,8 +104,6 @@ class Timeline:
         operations: by type.
         activities: by type of operation, and name.
         late: by rank.
-        begin_us: when the first event was, on the writer's clock.
-        end_us: when the last one was.
         cut: whether the file ends within an event.
     """
 
@@ -118,8 +116,6 @@ class Timeline:
         self.operations: defaultdict[str, Operations] = defaultdict(Operations)
         self.activities: defaultdict[tuple[str, str], Activity] = defaultdict(Activity)
         self.late: defaultdict[int, Late] = defaultdict(Late)
-        self.begin_us: int | None = None
-        self.end_us = 0
         self.cut = False
         self._tensors: defaultdict[int, _Tensor] = defaultdict(_Tensor)
         self._last: _Batch | None = None  # the last event began its activity for one more tensor
@@ -168,8 +164,6 @@ class Timeline:
         if phase in "Mi":
             return
         now, tensor = event["ts"], self._tensors[event["pid"]]
-        self.begin_us = now if self.begin_us is None else self.begin_us
-        self.end_us = now
         if phase == "B":
             self._begin(tensor, event["name"], now)
             return
@@ -206,7 +200,6 @@ class Timeline:
             found.negotiations += 1
             found.waiting -= 1
             found.negotiation_us += 0 if found.waiting else now - found.since_us
-            found.known += not tensor.ready
             if len(tensor.ready) > 1:
                 self._note_late(sorted(tensor.ready))
             tensor.ready.clear()

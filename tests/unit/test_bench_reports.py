@@ -4,12 +4,12 @@ import pandas as pd
 import pytest
 
 from analysis.__main__ import main
-from benchmarks import large_traces
+from benchmarks import reports
 
 
 def test_a_report_says_what_was_made_up(tmp_path):
-    assert large_traces.write_run(tmp_path / "run", 3, 40) == 3 * 40 * len(large_traces.SPANS)
-    large_traces.write_timeline(tmp_path / "run/trace/launch-0/horovod_timeline.json", 0.05)
+    assert reports.write_run(tmp_path / "run", 3, 40) == 3 * 40 * len(reports.SPANS)
+    reports.write_timeline(tmp_path / "run/trace/launch-0/horovod_timeline.json", 0.05)
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     (cell,) = pd.read_csv(tmp_path / "out/throughput.csv").to_dict("records")
     assert cell["ranks"] == 3

@@ -1,4 +1,4 @@
-"""What reports of large runs cost: `python -m benchmarks.large_traces`.
+"""What reports of large runs cost: `python -m benchmarks.reports`.
 
 Makes up the traces of a run of many ranks, and a timeline as Horovod writes it, and measures how long `python -m
 analysis report` takes with them, and how much memory.
