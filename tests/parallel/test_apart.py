@@ -1,8 +1,10 @@
 """Ranks that train apart and meet now and then, against the same computed by one process for all of them."""
 
+import time
+
 import pytest
 import torch
-from small_training import resumed, saved, settings, trainer
+from small_training import Seen, resumed, saved, settings, trainer
 
 from benchmarks.mute import Mute
 from hvd_llm import checkpoint
@@ -209,3 +211,18 @@ def test_one_rank_that_breaks_does_not_break_the_others(comm, folders):
         together.step()
     assert all(parameter.isfinite().all() for parameter in together.state.parameters.values())
     together.check_drift()
+
+
+def test_waiting_for_the_others_at_a_rounds_end_is_exposed(comm, folders):
+    """It is neither compute nor the loop's own time."""
+    slow_s = 0.5
+    together = trainer(comm, settings(folders, "causal", sync={"every": 2}), trace=Seen())
+    together.step()
+    comm.gather_objects("ready", None)
+    if comm.rank == comm.size - 1:
+        time.sleep(slow_s)
+    together.step()
+    alone_s, met_s = (sum(end - start for start, end in together.trace.spans(at, "exposed")) / 1e9 for at in (0, 1))
+    assert alone_s < slow_s / 2
+    if comm.rank < comm.size - 1:
+        assert met_s > slow_s / 2

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_training import resumed, settings, trainer
+from small_training import resumed, saved, settings, trainer
 
 from analysis.trace_file import open_trace
+from hvd_llm import checkpoint, models
 from hvd_llm.comm import WORLD
 from hvd_llm.reduce import auto
 from hvd_llm.reduce.network import Line, burden
@@ -85,6 +86,23 @@ def test_hosts_that_are_unlike_resume_alike(comm, folders, tmp_path_factory, mon
     again = resumed(straight, tmp_path_factory)
     assert again.plan.why == ""
     assert again.state.progress.choice == straight.state.progress.choice
+
+
+@pytest.mark.usefixtures("few_worlds")
+@pytest.mark.parametrize(
+    "changed", [{"micro_batch": 2}, {"activation_checkpointing": True}, {"compile": True}, {"threads": 3}]
+)
+def test_a_resumed_run_that_computes_otherwise_chooses_again(comm, folders, tmp_path_factory, monkeypatch, changed):
+    """How long a pass takes decides what is worth compressing."""
+    straight = trainer(comm, settings(folders, "causal", reduce=AUTO))
+    straight.step()
+    path = checkpoint.folder(saved(straight, tmp_path_factory), 1)
+    train = {name: value for name, value in changed.items() if name != "threads"}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: changed.get("threads", 1))
+    monkeypatch.setattr(models, "compile_blocks", lambda model: None)
+    again = trainer(comm, settings(folders, "causal", reduce=AUTO, train=train), restore=path)
+    assert again.plan.why.startswith("reduce.compressor auto takes")
+    assert again.state.progress.choice["asked"] != straight.state.progress.choice["asked"]
 
 
 def test_what_sending_holds_up_is_what_it_adds(comm):

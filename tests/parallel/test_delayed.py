@@ -5,14 +5,13 @@ import time
 
 import pytest
 import torch
-from small_training import backward, resumed, saved, settings, trainer
+from small_training import Seen, backward, resumed, saved, settings, trainer
 from test_overlap import CASES, STEPS, Slow, spoil
 
 from benchmarks.mute import Mute
 from hvd_llm import checkpoint, optimizer
 from hvd_llm.comm.solo import Solo
 from hvd_llm.metrics import Silence
-from hvd_llm.trace import NoTrace
 from hvd_llm.train import _loop
 
 CASES = CASES | {
@@ -30,20 +29,6 @@ def _settings(folders, case, steps=STEPS, **reduce):
         "train": changes.get("train", {}) | {"steps": steps},
     }
     return settings(folders, task, **changes | ours)
-
-
-class Seen(NoTrace):
-    """Keeps what a trace would."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def add(self, kind, start_ns, end_ns, index=0, amount=0):
-        self.seen.append((self.step, kind, start_ns, end_ns))
-
-    def spans(self, step, *kinds):
-        return [(start, end) for at, kind, start, end in self.seen if at == step and kind in kinds]
 
 
 def _take(parameters, update, gradients, lr, how, last):

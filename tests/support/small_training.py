@@ -13,6 +13,20 @@ STEPS = 20
 FAMILY = {"causal": "gpt2", "masked": "bert", "classify": "bert"}
 
 
+class Seen(NoTrace):
+    """Keeps what a trace would."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def add(self, kind, start_ns, end_ns, index=0, amount=0):
+        self.seen.append((self.step, kind, start_ns, end_ns))
+
+    def spans(self, step, *kinds):
+        return [(start, end) for at, kind, start, end in self.seen if at == step and kind in kinds]
+
+
 def settings(folders, task: str, **changes):
     tree = {
         "data": {"path": str(folders / task), "task": task, "sequence_length": 16},

@@ -69,6 +69,7 @@ def test_they_are_compared_at_equal_ranks(sweep):
     said = sentences(found, efficiency_table(found.series))[0]
     assert "Of 2 variants at 2 ranks, compressor int8 is the fastest: 1.8" in said
     assert "With compressor int8, 2 ranks process 1.8" in said
+    assert "one run each" not in said
 
 
 def test_equal_variants_are_told_to_be_so(tmp_path):
@@ -108,6 +109,7 @@ def test_the_fastest_is_named_even_if_it_was_measured_once(tmp_path):
     found = analyse(tmp_path, by=["reduce.compressor"])
     said = sentences(found, efficiency_table(found.series))[0]
     assert "Of 2 variants at 4 ranks, compressor int8 is the fastest: 1.1" in said
+    assert "one run each" in said
     assert "compressor int8 was measured on 4 ranks alone" in said
 
 
@@ -150,3 +152,14 @@ def test_many_long_names_leave_room_for_the_figure(tmp_path):
         settings = {"reduce.compressor": f"topk(keep={number}, chunk=4096, feedback=1.0)"}
         write_run(tmp_path / str(number), 2, steps=30, settings=settings)
     assert main(["report", str(tmp_path), "--by", "reduce.compressor", "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_refusal_names_all_that_would_show_them(tmp_path, capsys):
+    """So that one more try is enough."""
+    write_run(tmp_path / "a", 2, settings={"reduce.compressor": "int8", "reduce.overlap": "none"})
+    write_run(tmp_path / "b", 2)
+    words = ["report", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    beside = "--by reduce.compressor --by reduce.overlap"
+    assert f"{beside}, or" in capsys.readouterr().err
+    assert main([*words, *beside.split()]) == 0
