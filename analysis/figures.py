@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
+from analysis.laws import AHEAD, curves
+
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, YELLOW, SKY, PURPLE = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7"
 PART_COLOURS = {
@@ -91,6 +93,29 @@ def efficiency(table: pd.DataFrame) -> Callable[[Axes], None]:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         base = int(table["baseline_ranks"].min())
         axes.set_ylabel(f"efficiency ({base} rank{'s' * (base > 1)} = 100 %)")
+        axes.legend(loc="lower left")
+
+    return plot
+
+
+def laws(efficiencies: pd.DataFrame, table: pd.DataFrame) -> Callable[[Axes], None]:
+    """Measured efficiency of each series of `law_table` (points), and the believed law's (lines)."""
+
+    def plot(axes: Axes) -> None:
+        axes.axhline(1, color=axes.xaxis.label.get_color(), linewidth=1, linestyle=(0, (4, 3)))
+        most = (efficiencies["ranks"] / efficiencies["baseline_ranks"]).max() * AHEAD[-1]
+        times = np.geomspace(1, most, 200)
+        for number, (title, values) in enumerate(curves(table, times)):
+            colour = SERIES_COLOURS[number % len(SERIES_COLOURS)]
+            rows = efficiencies[efficiencies["series"] == title]
+            law = table.loc[table["believed"] & (table["series"] == title), "law"].iloc[0]
+            axes.plot(times * rows["baseline_ranks"].iloc[0], values, color=colour, label=f"{title}: {law}")
+            axes.plot(rows["ranks"], rows["efficiency"], "o", ms=4, color=colour)
+        ranks = sorted(set(efficiencies["ranks"]))
+        _rank_axis(axes, pd.Series([*ranks, *(ranks[-1] * factor for factor in AHEAD)]))
+        axes.set_ylim(0, max(1.08, float(efficiencies["efficiency"].max()) + 0.05))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.set_ylabel("efficiency")
         axes.legend(loc="lower left")
 
     return plot

@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis import bootstrap
 from analysis.errors import AnalysisError
+from analysis.laws import serial_fraction
 from analysis.match import accept, variant
 from analysis.measure import Measurement
 
@@ -219,7 +220,7 @@ def cell_table(cells: Iterable[Cell]) -> pd.DataFrame:
 def efficiency_table(series: Iterable[Series]) -> pd.DataFrame:
     """One row per series and number of ranks. Efficiency = throughput per rank over the baseline's.
 
-    The baseline's own efficiency is 1 by definition and has no interval (NaN).
+    The baseline's own efficiency is 1 by definition and has no interval (NaN), nor a serial fraction.
     """
     rows = []
     for one in series:
@@ -247,7 +248,11 @@ def efficiency_table(series: Iterable[Series]) -> pd.DataFrame:
                     "above_100": bool(efficiency > 1),
                 }
             )
-    return pd.DataFrame(rows, columns=_EFFICIENCY_COLUMNS)
+    table = pd.DataFrame(rows, columns=_EFFICIENCY_COLUMNS)
+    times = table["ranks"] / table["baseline_ranks"]
+    for name, value in (("", "efficiency"), ("_low", "efficiency_high"), ("_high", "efficiency_low")):
+        table[f"serial_fraction{name}"] = serial_fraction(times, table[value] * times)
+    return table
 
 
 _EFFICIENCY_COLUMNS = [

@@ -10,6 +10,7 @@ from analysis import figures, tables
 from analysis.breakdown import breakdown_table, communication_table, rank_table
 from analysis.expectation import expectation_table
 from analysis.horovod_timeline import Timeline
+from analysis.laws import AHEAD, law_table
 from analysis.scaling import Experiment, cell_table, efficiency_table
 from analysis.variants import variant_table
 
@@ -32,9 +33,24 @@ def efficiency(found: Experiment, losses: pd.DataFrame) -> Section | None:
     if table.empty:
         return None
     text = (
-        "Throughput per rank, as a share of the baseline's (the fewest ranks). Bars are 95 % intervals; 100 % is ideal."
+        "Throughput per rank, as a share of the baseline's (the fewest ranks). Bars are 95 % intervals; 100 % is "
+        "ideal. The serial fraction (Karp and Flatt) is the share of the baseline's time that ranks do not shorten: if "
+        "it stays the same as ranks are added, part of the work is not divided; if it rises, what they add to it does."
     )
     return Section("efficiency", "Efficiency", text, table, figures.efficiency(table), tables.efficiency(table))
+
+
+def laws(found: Experiment, losses: pd.DataFrame) -> Section | None:
+    efficiencies = efficiency_table(found.series)
+    table = law_table(efficiencies)
+    if table.empty:
+        return None
+    text = (
+        "Laws of scaling, each fitted to all but the most ranks and asked for these: the one whose error is least is "
+        f"drawn, fitted to all, up to {AHEAD[-1]} times the most ranks. n is ranks over the baseline's. An error says "
+        "what a law is worth one step ahead; further ahead it says less, and nothing of a network that is full."
+    )
+    return Section("laws", "How it would go on", text, table, figures.laws(efficiencies, table), tables.laws(table))
 
 
 def throughput(found: Experiment, losses: pd.DataFrame) -> Section:
@@ -156,4 +172,4 @@ def _bars(table: pd.DataFrame) -> float:
 
 
 # In the page's order; a function returns None when there is nothing to show.
-SECTIONS = (variants, efficiency, throughput, breakdown, communication, expectation, horovod, ranks, steps, loss)
+SECTIONS = (variants, efficiency, laws, throughput, breakdown, communication, expectation, horovod, ranks, steps, loss)

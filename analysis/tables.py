@@ -34,10 +34,32 @@ def efficiency(table: pd.DataFrame) -> pd.DataFrame:
             "efficiency": table["efficiency"].map(percent) + table["above_100"].map({True: " ⚠", False: ""}),
             "95 % interval": interval,
             "speed-up": table["speedup"].map("{:.2f}".format),
+            "serial fraction": table["serial_fraction"].map(percent),
             "tokens/s": table["tokens_per_s"].map(number),
             "repeats": table["repeats"],
             "steps": table["steps"],
         }
+    )
+
+
+def laws(table: pd.DataFrame) -> pd.DataFrame:
+    """With the believed law of a series first."""
+    table = table.sort_values(["series", "believed"], ascending=[True, False], kind="stable")
+    found = table[["a", "b"]].map(lambda value: "–" if value != value else f"{value:.3g}")
+    ahead = [name for name in table if name.startswith("efficiency_at_")]
+    return pd.DataFrame(
+        {
+            "scaling": table["series"].str.replace(" scaling", "").str.replace(" sequences", ""),
+            "law": table["law"] + table["believed"].map({True: " ✓", False: ""}),
+            "speed-up": table["formula"],
+            "a": found["a"],
+            "b": found["b"],
+            "ranks": table["most_ranks"],
+            "predicted": table["predicted"].map("{:.2f}".format),
+            "measured": table["measured"].map("{:.2f}".format),
+            "error": table["error"].map(lambda share: f"{share * 100:+.1f} %"),
+        }
+        | {f"at {name.removeprefix('efficiency_at_')}": table[name].map(percent) for name in ahead}
     )
 
 

@@ -18,6 +18,7 @@ from hvd_llm.reduce.pricing import Operation, sent_bytes
 
 _SMALL, _SHARED, _LARGEST = 2**8, 2**20, 2**22  # float32 elements: 1 KiB says latency, 16 MiB are enough on any network
 _LONG_S = 0.25  # an operation that takes so long says how fast the network is
+_TURNS, _TURNS_S = 5, 10.0  # of work alone and under load: so many, if that takes no longer
 _REPEATS = 7  # of the small one: a median that a late look of Horovod does not spoil
 
 Make = Callable[[int], Request]
@@ -101,17 +102,21 @@ def duration(comm: Comm, kind: str, request: Request, group: Group = WORLD) -> f
     return max(map(float, comm.gather_async("network.seconds", mine).wait()))
 
 
-def burden(comm: Comm, device: torch.device, line: Line, work: Callable[[], float], alone_s: float) -> float:
+def burden(comm: Comm, device: torch.device, line: Line, work: Callable[[], float]) -> float:
     """By how many seconds each byte that this rank sends holds up its other work: to send takes processor and memory.
 
-    It is measured, so it may come out a little below 0. Collective.
+    Alone and while something is sent, by turns, lest a slow moment of the machine be one's alone; the shortest of each
+    counts, because chance only adds. Still it may come out a little below 0. Collective.
 
     Args:
         line: that of a sum among all ranks.
-        work: returns how long it took: `alone_s` while nothing is sent.
+        work: does some, and returns how long it took.
     """
-    elements = min(_LARGEST, max(_SMALL, int(alone_s / max(line.per_byte_s, 1e-12) / 8)))  # about as long as the work
-    tensor = torch.zeros(comm.broadcast_object("network.load", elements), device=device)
+    first_s = work()
+    fitting = max(_SMALL, int(first_s / max(line.per_byte_s, 1e-12) / 8))  # a sum takes about as long as the work
+    turns = min(_TURNS, max(1, int(_TURNS_S / (2 * first_s))))
+    elements, turns = comm.broadcast_object("network.load", [min(_LARGEST, fitting), turns])
+    tensor = torch.zeros(elements, device=device)
 
     def loaded() -> tuple[float, float]:
         """Seconds of the work, and until the sum was there, too."""
@@ -120,7 +125,9 @@ def burden(comm: Comm, device: torch.device, line: Line, work: Callable[[], floa
         handle.wait()
         return took, moment(device) - began
 
-    took, whole = min(loaded() for _ in range(2))
+    pairs = [(work(), loaded()) for _ in range(turns)]
+    alone_s = min(alone for alone, _ in pairs)
+    took, whole = min(under for _, under in pairs)
     sent = sent_bytes(Sum(tensor), comm.rank, comm.size) * took / whole
     return (took - alone_s) / sent
 

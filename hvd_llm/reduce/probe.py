@@ -78,7 +78,7 @@ def probe(comm: Comm, groups: Mapping[str, Group], work: Work, overlap: str) -> 
     ready_s, burden = dict(zip(names, _mean(comm, mine), strict=True)), 0.0
     if overlap != "none" and not comm.shares_memory:
         line = lines.lines["world", "sum"]
-        found = network.burden(comm, device, line, lambda: max(work.readiness().values()), max(mine))
+        found = network.burden(comm, device, line, lambda: max(work.readiness().values()))
         (burden,) = _mean(comm, [found])
         burden = max(0.0, burden)  # chance may have ranks compute faster meanwhile
     return Probe(lines, ready_s, burden)

@@ -1,5 +1,6 @@
 """reduce.compressor = auto among real ranks: one plan for all, in the trace, and the same after a resume."""
 
+import itertools
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -108,21 +109,28 @@ def test_a_resumed_run_that_computes_otherwise_chooses_again(comm, folders, tmp_
 def test_what_sending_holds_up_is_what_it_adds(comm):
     """Per byte, of work that a sum is sent under."""
 
-    def work() -> float:
-        time.sleep(0.4)
-        return 0.4
+    def worker(*seconds):
+        given = itertools.chain(seconds[:1], itertools.cycle(seconds))
 
-    line, cpu = Line(0, 0.2 / 8 / 1000), torch.device("cpu")  # so that a thousand numbers are sent
-    assert burden(comm, cpu, line, work, alone_s=0.4) == 0
+        def work() -> float:
+            took = next(given)
+            time.sleep(took)
+            return took
+
+        return work
+
+    line, cpu = Line(0, 0.1 / 8 / 1000), torch.device("cpu")  # so that a thousand numbers are sent
+    assert burden(comm, cpu, line, worker(0.1, 0.1)) == 0
     sent = 2 * (comm.size - 1) / comm.size * 4000
-    assert burden(comm, cpu, line, work, alone_s=0.2) == pytest.approx(0.2 / sent, rel=0.2)
+    assert burden(comm, cpu, line, worker(0.1, 0.3)) == pytest.approx(0.2 / sent, rel=0.2)
 
 
 @pytest.mark.parametrize("loaded_s", [0.05, 0.4])
 def test_the_probe_is_the_mean_over_ranks(comm, monkeypatch, loaded_s):
     """Chance may have ranks compute faster while they send: that is no gain."""
     monkeypatch.setattr(comm, "_memory", None)
-    given = iter([9, 0.1, 0.3, *[loaded_s] * 2])  # the first pass is slow; two alone, of which the shorter one counts
+    # The first pass is slow; two alone, of which the shorter one counts; one to find out how much to send under it.
+    given = iter([9, 0.1, 0.3, 0.1, *[0.1, loaded_s] * 5])
 
     def readiness():
         return {"weight": next(given) + comm.rank}
