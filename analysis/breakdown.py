@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from analysis.measure import ALL_PARTS
+from analysis.measure import ALL_PARTS, Measurement
 from analysis.run_folder import SHARED_MEMORY
 from analysis.scaling import Cell, Series
 
@@ -79,7 +79,8 @@ def communication_table(cells: Iterable[Cell]) -> pd.DataFrame:
 
 
 def rank_table(cells: Iterable[Cell]) -> pd.DataFrame:
-    """One row per launch and rank: host, mean milliseconds by part, and own work over the median rank's.
+    """One row per launch and rank: host, mean milliseconds by part, own work over the median rank's, share of steps in
+    which it was the slowest.
 
     Own work is what a rank does itself: everything traced in a step but the wait for gradients.
     """
@@ -91,6 +92,8 @@ def rank_table(cells: Iterable[Cell]) -> pd.DataFrame:
             table = table.rename(columns={name: f"{name[:-2]}_ms" for name in seconds})
             table[[f"{name[:-2]}_ms" for name in seconds]] *= 1e3
             table["own_over_median"] = table["own_ms"] / max(table["own_ms"].median(), _TINY)
+            slowest = np.bincount(one.own_s.argmax(axis=0), minlength=len(table))
+            table["slowest_share"] = slowest / one.own_s.shape[1]
             table.insert(0, "launch", one.name)
             table.insert(1, "ranks", cell.ranks)
             table.insert(2, "global_batch", cell.global_batch)
@@ -104,3 +107,8 @@ def slowest_rank(cell: Cell) -> tuple[int, str, float]:
     ratio = (own / np.maximum(np.median(own, axis=1, keepdims=True), _TINY)).mean(axis=0)
     rank = int(ratio.argmax())
     return rank, cell.repeats[0].ranks["host"][rank], float(ratio[rank])
+
+
+def own_over_median(one: Measurement) -> np.ndarray:
+    """Each rank's own work in each step, over that of the step's median rank. (R, S)"""
+    return one.own_s / np.maximum(np.median(one.own_s, axis=0), _TINY)

@@ -28,6 +28,7 @@ SERIES_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
 
 _LINE = 96  # letters of a legend that fit beside each other
 _MOST_NAMED = 8  # lines that a legend names
+_MOST_CELLS = 400  # of a heat map, in each direction
 
 _THEMES = {
     "light": {"paper": "#ffffff", "ink": "#1f2328", "faint": "#d8dee4"},
@@ -228,6 +229,36 @@ def step_times(table: pd.DataFrame) -> Callable[[Axes], None]:
         axes.set_ylabel("step time in milliseconds")
 
     return plot
+
+
+def own_work(over_median: np.ndarray, steps: np.ndarray, hosts: list[str], launch: str) -> Callable[[Axes], None]:
+    """A heat map of (R, S) own work over the median rank's: ranks from the top, steps from the left.
+
+    Where there are more than pixels can tell, each shows the largest of several.
+    """
+
+    def plot(axes: Axes) -> None:
+        shown = _largest_of(_largest_of(over_median, _MOST_CELLS, 1), _MOST_CELLS, 0) - 1
+        most = max(0.05, float(np.quantile(shown, 0.99)))  # one odd step must not pale all others
+        extent = (steps[0] - 0.5, steps[-1] + 0.5, len(hosts) - 0.5, -0.5)
+        look = {"aspect": "auto", "interpolation": "nearest", "cmap": "cividis", "vmin": 0, "vmax": most}
+        image = axes.imshow(shown, extent=extent, **look)
+        bar = axes.figure.colorbar(image, ax=axes, format=PercentFormatter(1), pad=0.02)
+        bar.set_label("above the median rank")
+        places = np.unique(np.linspace(0, len(hosts) - 1, min(len(hosts), 16)).round().astype(int))
+        axes.set_yticks(places, [f"{place}  {hosts[place]:.16}" for place in places], fontsize=8)
+        axes.set_ylabel("rank and host")
+        axes.set_xlabel("step")
+        axes.set_title(launch, fontsize=9)
+        axes.grid(visible=False)
+
+    return plot
+
+
+def _largest_of(values: np.ndarray, most: int, axis: int) -> np.ndarray:
+    """At most so many along an axis, each the largest of neighbours."""
+    starts = np.unique(np.linspace(0, values.shape[axis], min(most, values.shape[axis]), endpoint=False).astype(int))
+    return np.maximum.reduceat(values, starts, axis=axis)
 
 
 def losses(table: pd.DataFrame) -> Callable[[Axes], None]:

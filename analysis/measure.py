@@ -41,6 +41,7 @@ class Measurement:
     sent_bytes: np.ndarray
     exchanges: np.ndarray
     ranks: pd.DataFrame  # rank, host, mean seconds of each part, own_s: without waiting for gradients
+    own_s: np.ndarray  # (R, S) float32: the same by step
     between: dict[str, tuple[int, float]]  # checkpoint, evaluate: how often, seconds (slowest rank, whole launch)
     sha256: dict[int, str]  # of each rank's trace
 
@@ -137,7 +138,9 @@ def _together(ranks: list[RankSteps], at: list[np.ndarray]) -> dict:
     step_s = spans_s[slowest]
     parts = {name: stack(rank.parts_s[name] for rank in ranks)[slowest] for name in PARTS}
     tokens = stack(rank.tokens for rank in ranks).sum(axis=0)
+    own_s = stack(sum(rank.parts_s[name] for name in PARTS if name != "exposed") for rank in ranks)
     return {
+        "own_s": own_s.astype(np.float32),
         "step_s": step_s,
         "tokens": tokens,
         "parts_s": parts | {"residual": step_s - sum(parts.values())},

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import figures, tables
-from analysis.breakdown import breakdown_table, communication_table, rank_table
+from analysis.breakdown import breakdown_table, communication_table, own_over_median, rank_table
 from analysis.expectation import expectation_table
 from analysis.horovod_timeline import Timeline
 from analysis.laws import AHEAD, law_table
@@ -139,11 +139,18 @@ def _of_horovod(timeline: Timeline) -> str:
 
 def ranks(found: Experiment, losses: pd.DataFrame) -> Section:
     table = rank_table(found.cells)
+    most = found.cells[-1].repeats[0]
     text = (
         "Own work is what a rank does itself in a step: everything traced but the wait for gradients. A rank well "
-        "above the median holds all others up."
+        "above the median holds all others up. In the figure, of the first launch with the most ranks, one that is "
+        "always slow is a bright line, a moment in which a host was slow a bright patch over its ranks. Ranks that are "
+        "alike are the slowest equally often."
     )
-    return Section("ranks", "Ranks", text, table, shown=tables.ranks(table))
+    if most.launch.size == 1:
+        return Section("ranks", "Ranks", text, table, shown=tables.ranks(table))
+    plot = figures.own_work(own_over_median(most), most.step, most.launch.facts["hosts"], most.name)
+    height = 1.6 + 0.25 * min(most.launch.size, 16)
+    return Section("ranks", "Ranks", text, table, plot, tables.ranks(table), height)
 
 
 def steps(found: Experiment, losses: pd.DataFrame) -> Section:

@@ -163,4 +163,5 @@ def ranks(table: pd.DataFrame) -> pd.DataFrame:
     for name in ("step", "input", "forward", "backward", "exposed", "optimizer", "own"):
         shown[f"{name} ms" if name in ("step", "own") else name] = table[f"{name}_ms"].map(number)
     shown["own over median"] = (table["own_over_median"] - 1).map(lambda share: f"{share * 100:+.1f} %")
+    shown["slowest in"] = table["slowest_share"].map(lambda share: f"{share * 100:.0f} % of steps")
     return shown

@@ -15,6 +15,7 @@ from analysis.__main__ import main
 from analysis.advice import sentences
 from analysis.breakdown import breakdown_table, communication_table, loss_ms, parts_ms
 from analysis.errors import AnalysisError
+from analysis.figures import _largest_of
 from analysis.measure import measure_runs, warmup_steps
 from analysis.run_folder import find_runs
 from analysis.scaling import efficiency_table, experiment
@@ -76,6 +77,29 @@ def test_parts_are_those_of_the_slowest_rank(tmp_path):
     (cell,) = analyse(run).cells
     expected = {"input": 2, "forward": 90, "backward": 120, "exposed": 20, "optimizer": 6, "residual": 1}
     assert parts_ms(cell) == pytest.approx(expected)
+
+
+def test_a_rank_that_is_always_slow_stands_out(tmp_path):
+    """Of four alike, each is the slowest now and then."""
+    hosts = ["a", "a", "b", "b"]
+    write_run(tmp_path / "slow", 4, slow={2: 1.2}, hosts=hosts)
+    assert main(["report", str(tmp_path / "slow"), "--out", str(tmp_path / "out")]) == 0
+    table = pd.read_csv(tmp_path / "out" / "ranks.csv").set_index("rank")
+    assert table["slowest_share"].tolist() == [0, 0, 1, 0]
+    assert table.loc[2, "own_over_median"] == pytest.approx(1.2, abs=0.02)
+    assert table.loc[2, "host"] == "b"
+    assert (tmp_path / "out" / "ranks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_heat_map_keeps_what_stands_out():
+    """Of a thousand ranks and steps, one moment of one rank."""
+    values = np.zeros((1000, 1001))
+    values[617, 903] = 1
+    shown = _largest_of(_largest_of(values, 400, 1), 400, 0)
+    assert shown.shape == (400, 400)
+    assert shown.sum() == 1
+    assert np.argwhere(shown)[0] / 400 == pytest.approx([0.617, 903 / 1001], abs=0.003)
+    assert (_largest_of(values, 2000, 0) == values).all()
 
 
 def test_wire_bytes_are_what_ranks_sent(weak):
