@@ -26,6 +26,7 @@ PART_COLOURS = {
 _ON = {"backward": "#ffffff", "optimizer": "#ffffff"}  # text on a part's colour
 SERIES_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
 
+FORMS = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # without what changes
 _LINE = 96  # letters of a legend that fit beside each other
 _MOST_NAMED = 8  # lines that a legend names
 _MOST_CELLS = 400  # of a heat map, in each direction
@@ -36,8 +37,8 @@ _THEMES = {
 }
 
 
-def draw(plot: Callable[[Axes], None], theme: str, height: float = 3.4) -> bytes:
-    """PNG of one axes that `plot` fills; `height` in inches, the width is 7."""
+def draw(plot: Callable[[Axes], None], theme: str, height: float = 3.4, form: str = "png") -> bytes:
+    """One axes that `plot` fills, as one of `FORMS`; `height` in inches, the width is 7."""
     colours = _THEMES[theme]
     style = {
         "figure.facecolor": colours["paper"],
@@ -58,13 +59,14 @@ def draw(plot: Callable[[Axes], None], theme: str, height: float = 3.4) -> bytes
         "legend.frameon": False,
         "lines.linewidth": 1.8,
         "text.parse_math": False,  # names of runs are text, not formulas
+        "svg.hashsalt": "",  # the same names of its parts every time
     }
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **style}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a run's name may hold any character
         figure = Figure(figsize=(7, height), layout="constrained")
         plot(figure.add_subplot())
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(file, format=form, dpi=150, metadata=FORMS[form])
     return file.getvalue()
 
 

@@ -30,6 +30,7 @@ versions, hardware) are refused, unless --by shows them side by side, or --allow
 EPILOG = """
 examples: python -m analysis report runs/gpt-1 runs/gpt-2 --out report
           python -m analysis report runs/none runs/int8 --by reduce.compressor --out report
+          python -m analysis report runs/gpt-1 runs/gpt-2 --figures pdf --out paper
 """
 
 
@@ -37,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "a run folder, a folder of run folders, or a benchmark's folder"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=what)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the report; may exist")
+    parser.add_argument(
+        "--figures",
+        choices=[form for form in figures.FORMS if form != "png"],
+        action="append",
+        default=[],
+        help="draw each figure so, too, beside the PNG; may be repeated",
+    )
     parser.add_argument(
         "--warmup", type=int, metavar="K", help="steps of each launch to drop (default: 10 %%, 3 to 20)"
     )
@@ -72,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = experiment(measurements, arguments.allow, left_out, arguments.warmup, arguments.by)
     losses, without = loss_table(runs)
     try:
-        page = write(found, losses, without, arguments.out, beside)
+        page = write(found, losses, without, arguments.out, beside, arguments.figures)
     except OSError as error:
         raise AnalysisError(f"cannot write the report to {arguments.out}: {error.strerror}") from None
     print(page)
@@ -93,12 +101,18 @@ def loss_table(runs) -> tuple[pd.DataFrame, list[str]]:
 
 
 def write(
-    found: Experiment, losses: pd.DataFrame, without_losses: list[str], out: Path, beside: Sequence[Section] = ()
+    found: Experiment,
+    losses: pd.DataFrame,
+    without_losses: list[str],
+    out: Path,
+    beside: Sequence[Section] = (),
+    forms: Sequence[str] = (),
 ) -> Path:
     """Write report.html and everything beside it into `out`; the same input gives the same bytes.
 
     Args:
         beside: sections that are not made of the runs.
+        forms: of figures, besides PNG (see `figures.FORMS`).
 
     Returns:
         the path of report.html.
@@ -114,6 +128,8 @@ def write(
         if one.plot is not None:
             images = {theme: figures.draw(one.plot, theme, one.height) for theme in ("light", "dark")}
             (out / f"{one.name}.png").write_bytes(images["light"])
+            for form in forms:
+                (out / f"{one.name}.{form}").write_bytes(figures.draw(one.plot, "light", one.height, form))
         drawn.append((one, {theme: base64.b64encode(image).decode() for theme, image in images.items()}))
     provenance.traces(found).to_csv(out / "traces.csv", index=False, lineterminator="\n")
     launches = provenance.launches(found)

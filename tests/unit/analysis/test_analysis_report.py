@@ -140,10 +140,12 @@ def test_strong_and_weak_are_kept_apart(weak, tmp_path):
 
 def test_same_input_same_bytes(weak, tmp_path):
     again = shutil.copytree(weak, tmp_path / "elsewhere")
-    assert report(tmp_path / "a", weak) == 0
-    assert report(tmp_path / "b", *sorted(again.iterdir(), reverse=True)) == 0
+    forms = ["--figures", "svg", "--figures", "pdf"]
+    assert report(tmp_path / "a", weak, *forms) == 0
+    assert report(tmp_path / "b", *sorted(again.iterdir(), reverse=True), *forms) == 0
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert {"report.html", "efficiency.png", "efficiency.csv", "breakdown.csv", "losses.png"} <= set(names)
+    assert {"laws.svg", "ranks.pdf"} <= set(names)
     assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False) == (names, [], [])
 
 
