@@ -9,11 +9,12 @@ from hvd_llm.config import Config, Sync
 
 
 def hints(
-    config: Config, comm: Comm, device: str, threads: int, sharing: int, training: int, validation: int
+    config: Config, steps: int, comm: Comm, device: str, threads: int, sharing: int, training: int, validation: int
 ) -> Iterator[str]:
     """A sentence for each.
 
     Args:
+        steps: of the whole training.
         device: kind of it, such as "cpu".
         threads: CPU threads of this rank.
         sharing: ranks that may use this rank's cores.
@@ -37,12 +38,12 @@ def hints(
     for_speed = not config.reduce.automatic and compressor != "none" and registry.find(compressor).sums
     if for_speed and comm.shares_memory and config.sync.every == 1:
         yield f"these ranks could sum gradients in memory they share, which is faster than {compressor}"
-    steps = f"train.steps {config.train.steps}"
-    if config.reduce.warmup_steps >= config.train.steps and compressor != "none":
-        yield f"nothing will go through {compressor}: reduce.warmup_steps is {config.reduce.warmup_steps}, {steps}"
-    if config.sync.after >= config.train.steps and config.sync.every > 1:
-        yield f"ranks will stay together: sync.after is {config.sync.after}, {steps}"
-    if 1 < config.train.steps - config.sync.after < config.sync.every:
+    all_of = f"of {steps} steps"
+    if config.reduce.warmup_steps >= steps and compressor != "none":
+        yield f"nothing will go through {compressor}: reduce.warmup_steps is {config.reduce.warmup_steps}, {all_of}"
+    if config.sync.after >= steps and config.sync.every > 1:
+        yield f"ranks will stay together: sync.after is {config.sync.after}, {all_of}"
+    if 1 < steps - config.sync.after < config.sync.every:
         yield f"ranks will meet once, at the end: sync.every is {config.sync.every}, and these are all steps"
     if config.sync.every == 1 and config.sync != Sync():
         yield "the settings of sync do nothing while sync.every is 1: ranks exchange gradients in every step"

@@ -73,7 +73,8 @@ def train(config: Config, name: str, comm: Comm) -> Path:
             about = provenance.launch(state.progress.step, machines, comm, threads)
             launch = runfolder.add_launch(run, about, config)
             witness = _witness(run, config, comm, state, steps)
-            for hint in hints(config, comm, where.type, threads, sharing, training.samples, validation.samples):
+            sequences = training.samples, validation.samples
+            for hint in hints(config, steps, comm, where.type, threads, sharing, *sequences):
                 witness.say(hint)
         launch = comm.broadcast_object("launch", launch)
         with closing(witness), closing(_open_trace(config, run / "trace" / f"launch-{launch}", comm)) as trace:

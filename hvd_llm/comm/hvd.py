@@ -121,7 +121,7 @@ class HvdComm(Comm):
         if self._memory and self._memory.ranks == self.ranks(group) and self._memory.holds(tensor):
             return self._memory.sum_async(tensor)
         assert tensor.numel() <= _MOST_ELEMENTS, f"{tensor.numel()} elements in one operation"
-        work = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        work = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).contiguous()
         if work.is_cuda and self._stage:
             work = work.cpu()
         handle = hvd.allreduce_async_(work, name=name, op=hvd.Sum, process_set=self._set(group))

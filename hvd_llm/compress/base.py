@@ -200,14 +200,20 @@ class Compressor:
 
         An error that is fed back is an error, whoever made it.
         """
-        return slot if slot == "error" and self.feeds_back else f"{self.name}.{slot}"
+        return slot if slot == "error" and self.feeds_back else f"{self._keeper}.{slot}"
 
     def slot(self, kept: str) -> str | None:
         """Undo `kept`; None if it is not this one's."""
         if kept == "error":
             return kept if self.feeds_back else None
         name, _, slot = kept.rpartition(".")
-        return slot if name == self.name else None
+        return slot if name == self._keeper else None
+
+    @property
+    def _keeper(self) -> str:
+        """Its name, and that of one that it wraps, whose slots these are."""
+        wrapped = [value._keeper for value in self.defaults.values() if isinstance(value, Compressor)]
+        return ".".join([self.name, *wrapped])
 
     @property
     def text(self) -> str:

@@ -6,7 +6,7 @@ share that is sent falls from a quarter to `keep` / 4096 (section 3.3). Use an o
 """
 
 from hvd_llm.compress.base import compressor
-from hvd_llm.compress.topk import CHUNK, chunks, exchange
+from hvd_llm.compress.topk import CHUNK, check, chunks, exchange
 from hvd_llm.errors import UserError
 
 
@@ -15,6 +15,7 @@ def dgc(gradient, state, at, keep: int = 64, momentum: float = 0.9, warmup: int 
     """topk with momentum correction and warm-up, for SGD: 73x smaller for 2 ranks"""
     if not 0 <= momentum < 1:
         raise UserError(f"momentum is {momentum}; it must be at least 0 and less than 1")
+    check(keep)
     velocity, waiting = gradient.float(), gradient.float()
     if state:
         velocity = velocity.add(state["velocity"], alpha=momentum)

@@ -76,5 +76,13 @@ def thin(a_KMN: Tensor, b_KNR: Tensor) -> Tensor:
 
 
 def orthonormal(p_KMR: Tensor) -> Tensor:
-    """Columns of the same span, each of length 1 and at right angles to the others; all matrices at once."""
-    return torch.linalg.qr(p_KMR).Q
+    """Columns of the same span, each of length 1 and at right angles to the others; all matrices at once.
+
+    Every rank computes it for itself, so on one thread: LAPACK rounds otherwise on another number of them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return torch.linalg.qr(p_KMR).Q
+    finally:
+        torch.set_num_threads(threads)

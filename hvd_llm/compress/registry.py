@@ -98,7 +98,7 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
         if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
             raise UserError(wrong)
         values = {word.arg: _literal(word.value) for word in tree.keywords if word.arg}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # all that Python's parser knows
         raise UserError(wrong) from None
     if len(values) != len(tree.keywords):
         raise UserError(wrong)
@@ -116,8 +116,8 @@ def _literal(node: ast.expr) -> Any:
 def _load(point) -> Compressor:
     try:
         found = point.load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"compressor {point.name!r} ({point.value}) cannot be loaded: {error}") from None
+    except Exception as error:  # whatever another's package does when it is imported
+        raise UserError(f"compressor {point.name!r} ({point.value}) cannot be loaded: {first_line(error)}") from None
     return found if isinstance(found, Compressor) else compressor(found)
 
 

@@ -21,10 +21,15 @@ def chunks(flat: Tensor) -> Tensor:
     return (pad(flat, (0, spare)) if spare else flat).view(-1, CHUNK)
 
 
-def largest(rows: Tensor, keep: int) -> Tensor:
-    """Where the `keep` largest magnitudes of each row are, in ascending order: (rows, keep) int64."""
+def check(keep: int) -> None:
+    """Raise UserError if so many elements of a chunk cannot be packed."""
     if not 0 < keep <= CHUNK or keep % 8:
         raise UserError(f"keep is {keep}; it must be a multiple of 8, at most {CHUNK}")
+
+
+def largest(rows: Tensor, keep: int) -> Tensor:
+    """Where the `keep` largest magnitudes of each row are, in ascending order: (rows, keep) int64."""
+    check(keep)
     return rows.abs().topk(keep, dim=1, sorted=False).indices.sort(dim=1).values
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from hvd_llm.compress.base import State
 from hvd_llm.reduce.buckets import Bucket, Segment
 
+_UNSENT = "unsent.error"  # what no compressor has taken over yet
 SENT = "sent/"  # begins the names of weights as a rank that trains apart sent them
 Named = dict[str, dict[str, Tensor]]  # parameter name → slot → tensor
 
@@ -53,7 +54,7 @@ class Memory:
             if unsent is not None:
                 pieces = unsent.split([view.numel() for view in bucket.views.values()])
                 for (name, view), piece in zip(bucket.views.items(), pieces, strict=True):
-                    found[name] = {"error": piece.view_as(view)}
+                    found[name] = {_UNSENT: piece.view_as(view)}
             for segment, state in zip(bucket.segments, states, strict=True):
                 for slot, value in state.items():
                     for name, piece in segment.cut(value).items():
@@ -85,14 +86,17 @@ def _join(segment: Segment, kept: Mapping[str, Mapping[str, Tensor]]) -> State:
 def _unsent(bucket: Bucket, kept: Mapping[str, Mapping[str, Tensor]]) -> Tensor | None:
     """The errors, (elements,), that a bucket's compressors would leave where they are; None without any."""
     errors = {
-        name: kept[name]["error"]
+        name: [
+            value
+            for key, value in kept.get(name, {}).items()
+            if key.rpartition(".")[2] == "error" and segment.compressor.slot(key) is None and value.shape == view.shape
+        ]
         for segment in bucket.segments
-        for name in segment.views
-        if not segment.compressor.feeds_back and "error" in kept.get(name, {})
+        for name, view in segment.views.items()
     }
-    if not errors:
+    if not any(errors.values()):
         return None
-    parts = [errors.get(name, torch.zeros(view.shape)).reshape(-1) for name, view in bucket.views.items()]
+    parts = [sum(errors[name], torch.zeros(view.shape)).reshape(-1) for name, view in bucket.views.items()]
     return torch.cat(parts).to(bucket.flat.device)
 
 

@@ -152,6 +152,8 @@ class Sender:
             segment.compressor.check(result, segment.tensor.shape)
             if result.data_ptr() != segment.tensor.data_ptr():
                 segment.tensor.copy_(result)
+            elif result.stride() != segment.tensor.stride() or result.dtype != segment.tensor.dtype:
+                segment.tensor.copy_(result.clone())  # the same memory, read in another way
         del self._flights[bucket.index]
         span = flight.sent_ns, now(), bucket.index
         self._route.trace.add("bucket_exchange", *span, flight.exchange.payload_bytes)

@@ -20,6 +20,14 @@ def test_sum(comm, dtype):
     assert tensor.tolist() == [comm.size * i + sum(range(comm.size)) for i in range(7)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sum_of_what_is_not_contiguous(comm, dtype):
+    """A compressor may yield a transposed gradient."""
+    tensor = (torch.arange(6).view(2, 3).to(dtype) + comm.rank).mT
+    assert comm.sum(f"turned.{dtype}", tensor) is tensor
+    assert tensor.mT.flatten().tolist() == [comm.size * i + sum(range(comm.size)) for i in range(6)]
+
+
 def test_bfloat16_sum_is_rounded_once(comm):
     # 1 + 2^-8 is no bfloat16; the sum over many ranks of 2^-8 must not vanish in each addition.
     tensor = torch.tensor([1.0 if comm.rank == 0 else 2**-8], dtype=torch.bfloat16)

@@ -85,13 +85,17 @@ def test_candidates():
     ]
 
 
-def test_a_broken_package_does_not_hide_the_others(monkeypatch, capsys):
-    found = registry._installed() | {"broken": EntryPoint("broken", "nowhere:compressor", registry.GROUP)}
+def test_a_broken_package_does_not_hide_the_others(monkeypatch, capsys, tmp_path):
+    (tmp_path / "half_written.py").write_text("def compress(\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = {"broken": "nowhere:compressor", "unfinished": "half_written:compress"}
+    found = registry._installed() | {name: EntryPoint(name, where, registry.GROUP) for name, where in broken.items()}
     monkeypatch.setattr(registry, "_installed", lambda: found)
     command.run(argparse.Namespace())
     listed = {line.split("(")[0].split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert listed.keys() == {*registry.names(), "auto"}
     assert "cannot be loaded: No module named 'nowhere'" in listed["broken"]
+    assert "cannot be loaded: '(' was never closed" in listed["unfinished"]
 
 
 @pytest.mark.parametrize(("momentum", "own"), [("no number", 0), (None, 0), (0.5, 0.5), (1, 1), (True, 0)])
@@ -115,9 +119,13 @@ def test_momentum_of_a_plug_in_may_be_anything(momentum, own):
         "auto(among='topk(')",
         "auto(among='none rows')",
         "hierarchical(across=auto)",
+        "topk(keep={[]: 1})",
+        f"topk(keep={'-' * 5000}8)",
+        "dgc(keep=30, warmup=100)",
+        "dgc(keep=-8, warmup=2)",
     ],
 )
-def test_what_auto_cannot_be(text):
+def test_what_cannot_be_is_said_before_training(text):
     with pytest.raises(UserError, match=r"reduce\.compressor is"):
         registry.candidates(text)
 

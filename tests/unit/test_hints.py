@@ -24,11 +24,23 @@ CASES = {
         1,
         "nothing will go through int8",
     ),
+    "compressed from some step on": (
+        {"reduce": {"compressor": "int8", "warmup_steps": 3}, "train": {"epochs": 1, "global_batch": 4}},
+        {"shares_memory": False, "size": 4},
+        1,
+        "",
+    ),
+    "never apart in an epoch": (
+        {"sync": {"every": 8, "after": 20}, "train": {"epochs": 1, "global_batch": 4}},
+        {},
+        1,
+        "sync.after is 20, of 20 steps",
+    ),
     "never apart": (
         {"sync": {"every": 8, "after": 4}, "train": {"steps": 3, "global_batch": 4}},
         {},
         1,
-        "sync.after is 4, train.steps 3",
+        "sync.after is 4, of 3 steps",
     ),
     "signs": (
         {"reduce": {"compressor": "onebit"}},
@@ -52,5 +64,6 @@ def test_it_is_said(settings, world, threads, said, monkeypatch):
     monkeypatch.setattr(cores, "usable", lambda: 2)
     tree = {"train": {"steps": 1, "global_batch": 4}, "evaluate": {"batches": 0}} | settings
     comm = SimpleNamespace(**{"size": 2, "local_size": 2, "shares_memory": True, "controller": "mpi"} | world)
-    found = list(hints(resolve(tree), comm, "cpu", threads, 2, 1000, 233))
+    config = resolve(tree)
+    found = list(hints(config, config.train.steps or 20, comm, "cpu", threads, 2, 1000, 233))
     assert [said in line for line in found] == ([True] if said else [])

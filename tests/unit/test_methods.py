@@ -12,6 +12,7 @@ from hvd_llm.compress import demo, registry
 from hvd_llm.compress.base import At, Sum, compressor
 from hvd_llm.compress.fp8 import Fp8
 from hvd_llm.compress.half import Fp16
+from hvd_llm.compress.powersgd import orthonormal
 from hvd_llm.compress.two_phase import decode, encode
 from hvd_llm.config import Sync
 from hvd_llm.reduce import lockstep, policy
@@ -94,6 +95,20 @@ def test_powersgd_starts_afresh_with_what_others_left():
     fresh = lockstep.reduce(found, [given.clone()], [{}])[0]
     for left in (torch.ones(1, 96, 4), torch.ones(1, 40, 2)):
         assert torch.equal(lockstep.reduce(found, [given.clone()], [{"q": left}])[0], fresh)
+
+
+def test_powersgd_is_the_same_on_any_number_of_threads():
+    """Ranks of unlike hosts have unlike numbers of them."""
+    threads, tall = torch.get_num_threads(), torch.randn(1, 32_000, 4, generator=torch.Generator().manual_seed(0))
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(orthonormal(tall))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found[1:])
 
 
 @pytest.mark.parametrize("across", ["dgc", "topk"])

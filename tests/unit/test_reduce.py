@@ -247,8 +247,51 @@ def test_errors_that_other_compressors_left_are_sent(name):
             sender.memory.keep()
         else:
             sender.memory.drop()
-            assert sender.memory.by_parameter()["a"]["error"].eq(3).all()
-    assert all("error" not in slots or not slots["error"].any() for slots in sender.memory.by_parameter().values())
+            again = Memory(sender.buckets, sender.memory.by_parameter())
+            left = again.unsent(0)
+            assert (again.draft(0)[0]["error"] if left is None else left)[: bucket.views["a"].numel()].eq(3).all()
+    slots = [kept for slots in sender.memory.by_parameter().values() for kept in slots.items()]
+    assert not any(value.any() for key, value in slots if key.endswith("error"))
+
+
+@pytest.mark.parametrize("name", ["none", "topk", "dgc", "hierarchical(across=dgc)"])
+@pytest.mark.parametrize("before", ["dgc", "hierarchical(across=dgc)", "topk"])
+def test_whoever_takes_over_sends_what_was_not_sent(before, name):
+    """Also if it kept its error itself, and if the one that takes over keeps one, too; on two hosts of two ranks."""
+    parts = [torch.randn(8192, generator=torch.Generator().manual_seed(rank)) for rank in range(4)]
+    states: list[dict] = [{} for _ in parts]
+    first = lockstep.reduce(registry.find(before), [part.clone() for part in parts], states, node_size=2)[0]
+    kept, found = [], registry.find(name)
+    parameters = {"w": nn.Parameter(torch.zeros(8192))}
+    for state in states:
+        memory = _memory(parameters, registry.find(before))
+        memory.draft(0)[0].update(state)
+        memory.keep()
+        kept.append(memory.by_parameter())
+    unsent = torch.zeros(8192)
+    for each in kept:
+        memory = _memory(parameters, found, each)
+        assert _memory(parameters, found, memory.by_parameter()).by_parameter().keys() == memory.by_parameter().keys()
+        left, state = memory.unsent(0), memory.draft(0)[0]
+        unsent += (0 if left is None else left) + state.get("error", 0)
+    torch.testing.assert_close(unsent, torch.stack(parts).sum(0) - first, rtol=0, atol=1e-4)
+
+
+def test_hierarchical_takes_up_only_what_was_kept_of_the_same_one():
+    """`auto` may send a bucket through another one than before."""
+    parameters = {"w": nn.Parameter(torch.zeros(64, 64))}
+    memory = _memory(parameters, registry.find("hierarchical(across=powersgd)"))
+    memory.draft(0)[0]["q"] = torch.ones(1, 64, 4)
+    memory.keep()
+    kept = memory.by_parameter()
+    assert _memory(parameters, registry.find("hierarchical(across=powersgd)"), kept).draft(0)[0].keys() == {"q"}
+    for other in ("hierarchical(across=int4)", "powersgd"):
+        assert _memory(parameters, registry.find(other), kept).draft(0)[0].keys() == set()
+
+
+def _memory(parameters, compressor, kept=None) -> Memory:
+    plan = [Planned(tuple(parameters), compressor)]
+    return Memory(allocate(parameters, plan, Solo().allocate), kept or {})
 
 
 def test_errors_that_were_left_may_make_a_sum_infinite():
@@ -312,6 +355,22 @@ def test_a_result_that_only_fits_is_found_too():
     sender.send(sender.buckets[0], 3)
     with pytest.raises(UserError, match=r"turned returns \[1, 48, 64\] for a gradient of \[1, 64, 48\]"):
         sender.finish(sender.buckets)
+
+
+def test_a_result_in_the_bucket_may_be_read_in_another_way():
+    """A square matrix transposed is of the same shape and begins at the same place."""
+
+    @compressor(takes="matrices")
+    def turned(gradient, state, at):
+        return (yield Sum(gradient)).mT
+
+    route = Route(Solo(), {"world": WORLD}, NoTrace())
+    sender = Sender("bucket", {"w": nn.Parameter(torch.zeros(3, 3))}, [Planned(("w",), turned)], route, {})
+    given = torch.arange(9.0)
+    sender.buckets[0].flat.copy_(given)
+    sender.send(sender.buckets[0], step=0)
+    sender.finish(sender.buckets)
+    assert torch.equal(sender.buckets[0].views["w"], given.view(3, 3).T)
 
 
 def test_what_a_compressor_raises_says_whose_it_is():
