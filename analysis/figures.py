@@ -311,6 +311,26 @@ def errors(table: pd.DataFrame) -> Callable[[Axes], None]:
     return plot
 
 
+def simulated(table: pd.DataFrame) -> Callable[[Axes], None]:
+    """Predicted efficiency over ranks, a line per network, compressor and size of buckets."""
+
+    def plot(axes: Axes) -> None:
+        several = [name for name in ("network", "compressor", "bucket_mb") if table[name].nunique() > 1]
+        for number, (_, rows) in enumerate(table.groupby(["network", "compressor", "bucket_mb"], sort=False)):
+            first = rows.iloc[0]
+            words = [f"{first[name]:g} MiB" if name == "bucket_mb" else str(first[name]) for name in several]
+            style = ("-", "--", ":", "-.")[number // len(SERIES_COLOURS) % 4]
+            colour = SERIES_COLOURS[number % len(SERIES_COLOURS)]
+            axes.plot(rows["ranks"], rows["efficiency"], f"o{style}", ms=3, color=colour, label=", ".join(words))
+        _rank_axis(axes, table["ranks"])
+        axes.set_ylim(0, 1.05)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.set_ylabel("predicted efficiency (1 rank = 100 %)")
+        _legend_above(axes)
+
+    return plot
+
+
 def side_by_side(labels: pd.Series, values: pd.Series, spread: pd.DataFrame, axis: str) -> Callable[[Axes], None]:
     """A point for each label, from the top; `spread` has the ends of its bar, or no columns."""
 

@@ -158,6 +158,22 @@ def replay(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def simulate(table: pd.DataFrame) -> pd.DataFrame:
+    shown = pd.DataFrame(
+        {
+            "network": table["network"],
+            "ranks": table["ranks"],
+            "compressor": table["compressor"].str.slice(0, 40) + table["best"].map({True: " ✓", False: ""}),
+            "MiB": table["bucket_mb"].map("{:g}".format),
+            "ms per step": (table["step_s"] * 1e3).map(number),
+            "efficiency": table["efficiency"].map(percent),
+            "MB sent": table["sent_mb"].map(number),
+            "kernels ms": (table["kernel_s"] * 1e3).map(number),
+        }
+    )
+    return shown if table["bucket_mb"].nunique() > 1 else shown.drop(columns="MiB")
+
+
 def ranks(table: pd.DataFrame) -> pd.DataFrame:
     shown = table[["launch", "rank", "host"]].copy()
     for name in ("step", "input", "forward", "backward", "exposed", "optimizer", "own"):

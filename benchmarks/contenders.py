@@ -17,9 +17,9 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.mute import Mute
 from hvd_llm import device, mesh, models, optimizer, routing
 from hvd_llm.comm import Comm
+from hvd_llm.comm.mute import Mute
 from hvd_llm.config import Config
 from hvd_llm.data import open_dataset, targets
 from hvd_llm.state import State

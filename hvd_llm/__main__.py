@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": ("hvd_llm.generate", "write text with a checkpoint"),
     "export": ("hvd_llm.export", "write a folder that transformers loads"),
     "bench": ("hvd_llm.bench", "time what ranks exchange: latency and bandwidth of every operation"),
+    "price": ("hvd_llm.price_command", "say what compressors would send and compute, for any number of ranks"),
     "compressors": ("hvd_llm.compress.command", "list how gradients can be sent"),
     "doctor": ("hvd_llm.doctor", "say what is built, what works, and how to mend the rest"),
     "install-horovod": ("hvd_llm.horovod_build.install", "build Horovod for the installed PyTorch"),

@@ -178,7 +178,7 @@ class Trainer:
         state.model.train()
         groups = {"world": ranks.world, "node": ranks.node, "across": ranks.across}
         self.route = Route(comm, groups, trace, config.run.seed)
-        self.plan = routing.plan(config, self.route, state, among, self._rehearse)
+        self.plan = routing.plan(config, self.route, state, among, self.rehearse)
         self.update = update.build(config, state, self.plan, self.route)
         self.reducer = self.update.reducer
 
@@ -277,7 +277,7 @@ class Trainer:
                 shared=True,
             )
 
-    def _rehearse(self) -> None:
+    def rehearse(self) -> None:
         """A forward and a backward pass on the first micro-batch of rank 0."""
         self._seed(0)
         batch = self.training.micro_batches(0, 0, self.comm.size, self.config.train.micro_batch)[0]

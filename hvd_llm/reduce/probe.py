@@ -105,7 +105,7 @@ def costs(
     def priced(names: Sequence[str], compressor: Compressor) -> Price:
         key = tuple((tensors[name].shape, tensors[name].dtype) for name in names), compressor.text
         if key not in known:
-            known[key] = _price(work, Planned(tuple(names), compressor), comm.size, node_size)
+            known[key] = steady(tensors, Planned(tuple(names), compressor), comm.size, node_size, work.tokens)
         return known[key]
 
     prices = [[priced(names, compressor) for compressor in offer] for names, offer in zip(cuts, offers, strict=True)]
@@ -123,18 +123,22 @@ def _mean(comm: Comm, mine: Sequence[float]) -> list[float]:
     return [statistics.mean(numbers) for numbers in zip(*comm.gather_objects("auto", list(mine)), strict=True)]
 
 
-def _price(work: Work, planned: Planned, size: int, node_size: int) -> Price:
-    """Of a bucket's exchange, as it is once there is a state from earlier steps; of rows, if all tokens differ."""
+def steady(tensors: Mapping[str, Tensor], planned: Planned, size: int, node_size: int, tokens: int) -> Price:
+    """Price a bucket's exchange among `size` ranks as it is once there is a state from earlier steps.
+
+    Args:
+        tokens: of the rank. Of embeddings that are sent by rows, all are taken to differ.
+    """
 
     def random(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.randn(elements, dtype=dtype, device=device)
 
-    (bucket,) = allocate(work.tensors, [planned], random)
+    (bucket,) = allocate(tensors, [planned], random)
     states: list[State] = [{} for _ in bucket.segments]
     gradients = [segment.tensor for segment in bucket.segments]
     if planned.compressor == rows:
         for gradient in gradients:
-            gradient[:, work.tokens :] = 0
+            gradient[:, tokens:] = 0
     runs = [price(planned.compressor, gradients, size, states, node_size)]  # it has no state yet, and cold caches
     while len(runs) < 2 or (len(runs) < 4 and runs[-1].kernel_s < _LONG_S):
         runs.append(price(planned.compressor, gradients, size, states, node_size))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_training import Seen, resumed, saved, settings, trainer
 
-from benchmarks.mute import Mute
 from hvd_llm import checkpoint
+from hvd_llm.comm.mute import Mute
 from hvd_llm.comm.solo import Solo
 from hvd_llm.metrics import Silence
 from hvd_llm.train import _loop

@@ -8,8 +8,8 @@ import torch
 from small_training import Seen, backward, resumed, saved, settings, trainer
 from test_overlap import CASES, STEPS, Slow, spoil
 
-from benchmarks.mute import Mute
 from hvd_llm import checkpoint, optimizer
+from hvd_llm.comm.mute import Mute
 from hvd_llm.comm.solo import Solo
 from hvd_llm.metrics import Silence
 from hvd_llm.train import _loop

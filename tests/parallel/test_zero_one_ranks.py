@@ -4,8 +4,8 @@ import pytest
 import torch
 from small_training import backward, settings, trainer
 
-from benchmarks.mute import Mute
 from hvd_llm import optimizer
+from hvd_llm.comm.mute import Mute
 from hvd_llm.compress.base import At
 from hvd_llm.compress.none import none
 from hvd_llm.reduce import lockstep

@@ -1,0 +1,145 @@
+"""What `hvd-llm price` found out: what buckets send and compute, by compressor, size of buckets and number of ranks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis import json_file
+from analysis.errors import AnalysisError
+
+SCHEMA = "hvd_llm.prices/1"
+KINDS = {
+    "sum": ("sums", "sum_bytes"),
+    "gather": ("gathers", "gather_bytes"),
+    "all_to_all": ("all_to_alls", "all_to_all_bytes"),
+}
+_NUMBERS = ("ready_s", "pass_s", "kernel_s", *(name for pair in KINDS.values() for name in pair))
+_FEWEST = 3  # numbers of ranks that tell how prices go on
+_COLUMNS = ("ranks", "compressor", "bucket_mb", "bucket", *_NUMBERS)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Attributes:
+    ready_s: from the start of a pass to the last gradient; the pass takes `pass_s`.
+    kernel_s: of computing, in all rounds together.
+    operations: kind and bytes that a rank sends, one after the other.
+    """
+
+    ready_s: float
+    pass_s: float
+    kernel_s: float
+    operations: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Attributes:
+    table: rows of prices.csv.
+    """
+
+    path: Path
+    table: pd.DataFrame
+
+    @property
+    def choices(self) -> list[tuple[str, float]]:
+        """Compressors and sizes of buckets (MiB) that were priced."""
+        return list(self.table[["compressor", "bucket_mb"]].drop_duplicates().itertuples(index=False, name=None))
+
+    def buckets(self, compressor: str, bucket_mb: float, ranks: int) -> list[Bucket]:
+        """In the order in which they are sent; between and beyond the priced numbers of ranks, as prices go on.
+
+        Raises:
+            AnalysisError: not priced, or the buckets are not the same at all numbers of ranks.
+        """
+        rows = self.table[(self.table["compressor"] == compressor) & (self.table["bucket_mb"] == bucket_mb)]
+        if rows.empty:
+            raise AnalysisError(f"{self.path} has no prices of {compressor} with buckets of {bucket_mb:g} MiB")
+        by_ranks = [group.sort_values("bucket") for _, group in rows.groupby("ranks")]
+        if len({tuple(group["bucket"]) for group in by_ranks}) > 1:
+            raise AnalysisError(f"{self.path}: {compressor} has other buckets on other numbers of ranks")
+        known = np.array(sorted(rows["ranks"].unique()))
+        if ranks not in known and len(known) < _FEWEST:
+            raise AnalysisError(
+                f"{self.path} has prices of {compressor} for {len(known)} numbers of ranks; {_FEWEST} are needed to say "
+                f"what {ranks} would send"
+            )
+        values = {name: np.stack([group[name].to_numpy(dtype=float) for group in by_ranks]) for name in _NUMBERS}
+        at = {name: _GROWS.get(name, _sent)(known, value, ranks) for name, value in values.items()}
+        return [
+            Bucket(at["ready_s"][index], at["pass_s"][index], at["kernel_s"][index], _operations(at, index))
+            for index in range(len(at["ready_s"]))
+        ]
+
+
+def _operations(at: dict[str, np.ndarray], bucket: int) -> tuple[tuple[str, float], ...]:
+    found = []
+    for kind, (count, sent) in KINDS.items():
+        if times := round(at[count][bucket]):
+            found += [(kind, at[sent][bucket] / times)] * times
+    return tuple(found)
+
+
+# How a number goes on, that is known of some numbers of ranks: (known,), (known, buckets), ranks → (buckets,).
+
+
+def _stays(known: np.ndarray, values: np.ndarray, ranks: int) -> np.ndarray:
+    return values.mean(axis=0)
+
+
+def _kernels(known: np.ndarray, values: np.ndarray, ranks: int) -> np.ndarray:
+    """What every rank sends has to be added up: a line, which does not fall."""
+    if ranks in known:
+        return values[list(known).index(ranks)]
+    slope, start = np.polyfit(known, values, 1)
+    return np.where(slope > 0, np.maximum(0, start + slope * ranks), values.mean(axis=0))
+
+
+def _sent(known: np.ndarray, values: np.ndarray, ranks: int) -> np.ndarray:
+    """Rings, gathers and shares: a + b n + c / n."""
+    if ranks in known:
+        return values[list(known).index(ranks)]
+
+    def terms(n: np.ndarray) -> np.ndarray:
+        return np.stack([np.ones_like(n), n, 1 / n], axis=1)
+
+    found, *_ = np.linalg.lstsq(terms(known.astype(float)), values, rcond=None)
+    return np.maximum(0, terms(np.array([float(ranks)]))[0] @ found)
+
+
+_GROWS = {"ready_s": _stays, "pass_s": _stays, "kernel_s": _kernels}  # the others are `_sent`
+
+
+def read(path: Path) -> Prices:
+    """Read a folder that `hvd-llm price` wrote.
+
+    Raises:
+        AnalysisError: it is none.
+    """
+    about = json_file.read(path / "run.json")
+    if about.get("schema") != SCHEMA:
+        raise AnalysisError(f"{path}/run.json has schema {about.get('schema')!r:.80}; this reads {SCHEMA!r}")
+    file = path / "prices.csv"
+    try:
+        table = pd.read_csv(file)
+    except (OSError, ValueError) as error:
+        raise AnalysisError(f"cannot read {file}: {str(error).splitlines()[0]:.150}") from None
+    if missing := [name for name in _COLUMNS if name not in table]:
+        raise AnalysisError(f"{file} has no column {missing[0]!r}")
+    numbers = table[["ranks", "bucket_mb", "bucket", *_NUMBERS]].apply(pd.to_numeric, errors="coerce")
+    if table.empty or not np.isfinite(numbers).all(axis=None) or (numbers < 0).any(axis=None):
+        raise AnalysisError(f"{file} must hold numbers from 0 in every column but compressor")
+    if (
+        (numbers["ranks"] < 2).any()
+        or not (numbers["ready_s"] <= numbers["pass_s"]).all()
+        or (numbers["pass_s"] == 0).any()
+    ):
+        raise AnalysisError(f"{file}: a row has fewer than two ranks, or a bucket that is ready after its pass")
+    return Prices(path, table.assign(**{name: numbers[name] for name in numbers}))
+
+
+def priced_ranks(prices: Prices) -> Sequence[int]:
+    return sorted(prices.table["ranks"].unique())
