@@ -64,8 +64,8 @@ class Prices:
         known = np.array(sorted(rows["ranks"].unique()))
         if ranks not in known and len(known) < _FEWEST:
             raise AnalysisError(
-                f"{self.path} has prices of {compressor} for {len(known)} numbers of ranks; {_FEWEST} are needed to say "
-                f"what {ranks} would send"
+                f"{self.path} has prices of {compressor} for {len(known)} numbers of ranks; {_FEWEST} are needed to "
+                f"say what {ranks} would send"
             )
         values = {name: np.stack([group[name].to_numpy(dtype=float) for group in by_ranks]) for name in _NUMBERS}
         at = {name: _GROWS.get(name, _sent)(known, value, ranks) for name, value in values.items()}
