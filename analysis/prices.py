@@ -1,6 +1,5 @@
 """What `hvd-llm price` found out: what buckets send and compute, by compressor, size of buckets and number of ranks."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ KINDS = {
 }
 _NUMBERS = ("ready_s", "pass_s", "kernel_s", *(name for pair in KINDS.values() for name in pair))
 _FEWEST = 3  # numbers of ranks that tell how prices go on
+_MOST = 1000  # operations of a bucket
 _COLUMNS = ("ranks", "compressor", "bucket_mb", "bucket", *_NUMBERS)
 
 
@@ -132,14 +132,14 @@ def read(path: Path) -> Prices:
     numbers = table[["ranks", "bucket_mb", "bucket", *_NUMBERS]].apply(pd.to_numeric, errors="coerce")
     if table.empty or not np.isfinite(numbers).all(axis=None) or (numbers < 0).any(axis=None):
         raise AnalysisError(f"{file} must hold numbers from 0 in every column but compressor")
-    if (
-        (numbers["ranks"] < 2).any()
-        or not (numbers["ready_s"] <= numbers["pass_s"]).all()
-        or (numbers["pass_s"] == 0).any()
-    ):
-        raise AnalysisError(f"{file}: a row has fewer than two ranks, or a bucket that is ready after its pass")
+    impossible = {
+        "a row has fewer than two ranks": numbers["ranks"] < 2,
+        "a bucket is ready after its pass": (numbers["ready_s"] > numbers["pass_s"]) | (numbers["pass_s"] == 0),
+        f"a bucket has more than {_MOST} operations": (numbers[[count for count, _ in KINDS.values()]] > _MOST).any(
+            axis=1
+        ),
+    }
+    for what, rows in impossible.items():
+        if rows.any():
+            raise AnalysisError(f"{file}: {what}")
     return Prices(path, table.assign(**{name: numbers[name] for name in numbers}))
-
-
-def priced_ranks(prices: Prices) -> Sequence[int]:
-    return sorted(prices.table["ranks"].unique())
