@@ -3,11 +3,11 @@
 import argparse
 import sys
 
-from analysis import compare, replay, report, simulate
+from analysis import compare, replay, report, simulate, watch
 from analysis.errors import AnalysisError
 
 # A command is a module with HELP, DESCRIPTION, EPILOG, add_arguments(parser) and run(arguments) → exit code.
-COMMANDS = {"report": report, "compare": compare, "simulate": simulate, "replay": replay}
+COMMANDS = {"report": report, "watch": watch, "compare": compare, "simulate": simulate, "replay": replay}
 
 
 class Parser(argparse.ArgumentParser):

@@ -113,48 +113,54 @@ def measure(launch: Launch, warmup: int | None = None) -> Measurement:
             f"{launch.name} has {len(common)} complete steps, {len(kept)} after the warm-up of {drop}; "
             f"{FEWEST_STEPS} are needed"
         )
-    at = [np.searchsorted(rank.step, kept) for rank in ranks]
     total = reduce(np.union1d, [rank.step for rank in ranks])
-    return Measurement(
-        launch=launch,
-        warmup=drop,
-        incomplete=len(total) - len(common),
-        step=kept,
-        **_together(ranks, at),
-        ranks=_rank_table(ranks, at, launch.facts["hosts"]),
-        between={name: max((rank.between[name] for rank in ranks), key=lambda pair: pair[1]) for name in BETWEEN},
-        sha256={trace.rank: trace.sha256() for trace in traces},
-    )
+    read = {"warmup": drop, "incomplete": len(total) - len(common)}
+    return together(launch, ranks, kept, sha256={trace.rank: trace.sha256() for trace in traces}, **read)
 
 
-def _together(ranks: list[RankSteps], at: list[np.ndarray]) -> dict:
-    """The fields of a Measurement that are made of every rank's arrays."""
+def together(
+    launch: Launch,
+    ranks: list[RankSteps],
+    steps: np.ndarray,
+    warmup: int = 0,
+    incomplete: int = 0,
+    sha256: dict[int, str] | None = None,
+) -> Measurement:
+    """Measure `steps`, which all ranks have taken."""
+    ranks = [rank.only(steps) for rank in ranks]
 
     def stack(arrays) -> np.ndarray:
-        return np.stack([array[where] for array, where in zip(arrays, at, strict=True)])  # (R, S)
+        return np.stack(list(arrays))  # (R, S)
 
     spans_s = stack(rank.span_s for rank in ranks)
     slowest = spans_s.argmax(axis=0), np.arange(spans_s.shape[1])
     step_s = spans_s[slowest]
     parts = {name: stack(rank.parts_s[name] for rank in ranks)[slowest] for name in PARTS}
-    tokens = stack(rank.tokens for rank in ranks).sum(axis=0)
     own_s = stack(sum(rank.parts_s[name] for name in PARTS if name != "exposed") for rank in ranks)
-    return {
-        "own_s": own_s.astype(np.float32),
-        "step_s": step_s,
-        "tokens": tokens,
-        "parts_s": parts | {"residual": step_s - sum(parts.values())},
-        **{
-            name: stack(getattr(rank, name) for rank in ranks).mean(axis=0)
-            for name in ("hidden_s", "exchange_s", "payload_bytes", "sent_bytes", "exchanges")
-        },
+    means = {
+        name: stack(getattr(rank, name) for rank in ranks).mean(axis=0)
+        for name in ("hidden_s", "exchange_s", "payload_bytes", "sent_bytes", "exchanges")
     }
+    return Measurement(
+        launch=launch,
+        warmup=warmup,
+        incomplete=incomplete,
+        step=steps,
+        step_s=step_s,
+        tokens=stack(rank.tokens for rank in ranks).sum(axis=0),
+        parts_s=parts | {"residual": step_s - sum(parts.values())},
+        **means,
+        ranks=_rank_table(ranks, launch.facts["hosts"]),
+        own_s=own_s.astype(np.float32),
+        between={name: max((rank.between[name] for rank in ranks), key=lambda pair: pair[1]) for name in BETWEEN},
+        sha256=sha256 or {},
+    )
 
 
-def _rank_table(ranks: list[RankSteps], at: list[np.ndarray], hosts: list[str]) -> pd.DataFrame:
+def _rank_table(ranks: list[RankSteps], hosts: list[str]) -> pd.DataFrame:
     rows = []
-    for number, (rank, where, host) in enumerate(zip(ranks, at, hosts, strict=True)):
-        means = {f"{name}_s": rank.parts_s[name][where].mean() for name in PARTS}
+    for number, (rank, host) in enumerate(zip(ranks, hosts, strict=True)):
+        means = {f"{name}_s": rank.parts_s[name].mean() for name in PARTS}
         own = sum(means.values()) - means["exposed_s"]
-        rows.append({"rank": number, "host": host, "step_s": rank.span_s[where].mean(), **means, "own_s": own})
+        rows.append({"rank": number, "host": host, "step_s": rank.span_s.mean(), **means, "own_s": own})
     return pd.DataFrame(rows)

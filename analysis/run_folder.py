@@ -52,8 +52,11 @@ class Launch:
         """Which is there if it was asked for."""
         return self.folder / "horovod_timeline.json"
 
-    def traces(self) -> list[TraceFile]:
+    def traces(self, complete: bool = True) -> list[TraceFile]:
         """Its trace files by rank; an empty list when nothing was traced.
+
+        Args:
+            complete: whether all ranks must have one, as soon as one has.
 
         Raises:
             AnalysisError: a rank's file is missing, foreign, or of another launch's size.
@@ -63,7 +66,7 @@ class Launch:
             if trace.size != self.size:
                 raise AnalysisError(f"{trace.path} is of {trace.size} ranks, but run.json says {self.size}")
         missing = sorted(set(range(self.size)) - {trace.rank for trace in traces})
-        if traces and (missing or len(traces) > self.size):
+        if traces and ((missing and complete) or len(traces) > self.size):
             raise AnalysisError(
                 f"{self.folder} must hold one trace for each of {self.size} ranks; missing: {missing[:8]}"
             )

@@ -3,7 +3,7 @@
 Shapes: R ranks, S steps.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -32,6 +32,15 @@ class RankSteps:
     sent_bytes: np.ndarray  # NaN in a trace from before these were recorded
     exchanges: np.ndarray  # number of bucket_exchange spans
     between: dict[str, tuple[int, float]] = field(default_factory=dict)  # name: (how often, seconds)
+
+    def only(self, steps: np.ndarray) -> "RankSteps":
+        """The same of some of its steps."""
+        at = np.searchsorted(self.step, steps)
+        parts = {name: values[at] for name, values in self.parts_s.items()}
+        arrays = {
+            one.name: getattr(self, one.name)[at] for one in fields(self) if one.name not in ("parts_s", "between")
+        }
+        return replace(self, **arrays, parts_s=parts)
 
 
 def rank_steps(trace: TraceFile) -> RankSteps:

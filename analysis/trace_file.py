@@ -7,7 +7,7 @@ until the end. A file cut inside a record lost only that record.
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ class TraceFile:
     kinds: dict[str, int]  # name → number in the records
     record: np.dtype
     count: int  # whole records in the file
+    first: int = 0  # record to begin with
 
     def chunks(self, records: int = CHUNK_RECORDS) -> Iterator[np.ndarray]:
         """Yield structured arrays of about `records` records, cut between two steps.
@@ -46,7 +47,7 @@ class TraceFile:
         Raises:
             AnalysisError: unreadable, or a record that cannot be true.
         """
-        done = 0
+        done = self.first
         while done < self.count:
             want = min(records, self.count - done)
             try:
@@ -77,6 +78,10 @@ class TraceFile:
             if mask.any():
                 at = int(np.argmax(mask))
                 raise AnalysisError(f"{self.path}, record {first + at}: {field} = {chunk[field][at]} {reason}")
+
+    def tail(self, records: int) -> "TraceFile":
+        """The same, of about the last `records` records. Its first step may be cut."""
+        return replace(self, first=max(0, self.count - records))
 
     def sha256(self) -> str:
         """Hexadecimal digest of the whole file."""
