@@ -204,6 +204,7 @@ ADVICE = {
     "straggler": ({"slow": {1: 1.3}, "exposed_ms": 2}, "look at rank 1 on host node-a first"),
     "nothing": ({"exposed_ms": 0.5}, "more ranks; at 2 ranks nothing"),
     "network": ({"exposed_ms": 200}, "compressor (reduce.compressor is none; 12.0 MB are sent per step)"),
+    "memory": ({"exposed_ms": 200, "settings": {"reduce.share_memory": False}}, "share_memory true (now false)"),
     "late sending": ({"exposed_ms": 30}, "smaller reduce.bucket_mb (now 4.0): with so few buckets (2 per step)"),
     "noise": ({"noise": 0.3}, "too wide to act on"),
     "cores": ({"backward_ms": 150, "exposed_ms": 2, "facts": {"cores": 1}}, "share 1 cores"),
