@@ -169,7 +169,7 @@ def _slow_exchange(cell: Cell) -> str:
     launch = cell.repeats[0].launch
     reduce = launch.run.about["config"].get("reduce", {})
     if reduce.get("share_memory") is False and launch.facts["device"] == "cpu" and len(set(launch.facts["hosts"])) == 1:
-        return "reduce.share_memory true (now false): ranks of one host can sum gradients in memory that they share"
+        return "set reduce.share_memory, which is false: ranks of one host can sum gradients in memory that they share"
     could_hide = row["exposed_ms"] + row["hidden_ms"] < parts_ms(cell)["backward"]
     plain = reduce.get("compressor") == "none"
     if plain and row["hidden_share"] < 0.5 and row["exchanges"] < 4 and could_hide:

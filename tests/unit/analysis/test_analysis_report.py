@@ -191,6 +191,14 @@ def test_a_baseline_without_launcher_matches_launched_runs(tmp_path):
     assert len(analyse(tmp_path / "one", tmp_path / "two").series) == 1
 
 
+def test_ranks_of_one_host_are_told_of_its_memory(tmp_path):
+    settings = {"reduce.share_memory": False}
+    for name, ranks in (("one", 1), ("two", 2)):
+        write_run(tmp_path / name, ranks, exposed_ms=200, settings=settings)
+    found = analyse(tmp_path)
+    assert "Set reduce.share_memory, which is false" in sentences(found, efficiency_table(found.series))[2]
+
+
 def test_above_100_is_flagged(tmp_path):
     write_run(tmp_path / "one", 1)
     write_run(tmp_path / "two", 2, backward_ms=90, exposed_ms=1)
@@ -204,7 +212,6 @@ ADVICE = {
     "straggler": ({"slow": {1: 1.3}, "exposed_ms": 2}, "look at rank 1 on host node-a first"),
     "nothing": ({"exposed_ms": 0.5}, "more ranks; at 2 ranks nothing"),
     "network": ({"exposed_ms": 200}, "compressor (reduce.compressor is none; 12.0 MB are sent per step)"),
-    "memory": ({"exposed_ms": 200, "settings": {"reduce.share_memory": False}}, "share_memory true (now false)"),
     "late sending": ({"exposed_ms": 30}, "smaller reduce.bucket_mb (now 4.0): with so few buckets (2 per step)"),
     "noise": ({"noise": 0.3}, "too wide to act on"),
     "cores": ({"backward_ms": 150, "exposed_ms": 2, "facts": {"cores": 1}}, "share 1 cores"),
