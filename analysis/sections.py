@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from analysis import figures, tables
 from analysis.breakdown import breakdown_table, communication_table, own_over_median, rank_table
+from analysis.clocks import clock_table
 from analysis.expectation import expectation_table
 from analysis.horovod_timeline import Timeline
 from analysis.laws import AHEAD, law_table
@@ -153,6 +154,25 @@ def ranks(found: Experiment, losses: pd.DataFrame) -> Section:
     return Section("ranks", "Ranks", text, table, plot, tables.ranks(table), height)
 
 
+def clocks(found: Experiment, losses: pd.DataFrame) -> Section | None:
+    table = clock_table(found.measurements)
+    if table.empty:
+        return None
+    off = table[table["off_by_ms"] > 0]
+    worst = off.sort_values("off_by_ms").tail(1)
+    told = "".join(
+        f" The clock of rank {row.rank} on {row.host} ({row.launch}) is off by {tables.number(row.off_by_ms)} ms or "
+        "more: look at how that host keeps time."
+        for row in worst.itertuples()
+    )
+    text = (
+        "What was measured between each rank's clock and rank 0's when the run started, and what exchanges say of it: "
+        "none can be over on one rank before it has begun on another. No other figure here compares clocks of two "
+        f"ranks: durations are each rank's own.{told}"
+    )
+    return Section("clocks", "Clocks", text, table, shown=tables.clocks(table))
+
+
 def steps(found: Experiment, losses: pd.DataFrame) -> Section:
     table = pd.concat(
         [
@@ -179,4 +199,17 @@ def _bars(table: pd.DataFrame) -> float:
 
 
 # In the page's order; a function returns None when there is nothing to show.
-SECTIONS = (variants, efficiency, laws, throughput, breakdown, communication, expectation, horovod, ranks, steps, loss)
+SECTIONS = (
+    variants,
+    efficiency,
+    laws,
+    throughput,
+    breakdown,
+    communication,
+    expectation,
+    horovod,
+    ranks,
+    clocks,
+    steps,
+    loss,
+)

@@ -174,6 +174,18 @@ def simulate(table: pd.DataFrame) -> pd.DataFrame:
     return shown if table["bucket_mb"].nunique() > 1 else shown.drop(columns="MiB")
 
 
+def clocks(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.sort_values("off_by_ms", ascending=False, kind="stable").head(40)  # the CSV has all
+    shown = table[["launch", "rank", "host"]].copy()
+    return shown.assign(
+        **{
+            "offset ms": table["offset_ms"].map(number),
+            "± ms": table["uncertainty_ms"].map("{:.3f}".format),
+            "off by at least ms": table["off_by_ms"].map(lambda value: number(value) if value else "–"),
+        }
+    )
+
+
 def ranks(table: pd.DataFrame) -> pd.DataFrame:
     shown = table[["launch", "rank", "host"]].copy()
     for name in ("step", "input", "forward", "backward", "exposed", "optimizer", "own"):

@@ -27,8 +27,10 @@ def write_run(
     about: dict | None = None,
     slow: dict[int, float] | None = None,
     hosts: list[str] | None = None,
+    clock_error_ms: dict[int, float] | None = None,
 ) -> Path:
-    """A training run. `slow` multiplies a rank's own work; the others wait for it in `exposed`.
+    """A training run. `slow` multiplies a rank's own work; the others wait for it in `exposed`. `clock_error_ms` is by
+    how much the offset of a rank's clock to rank 0's is wrong.
 
     The true mean step is 2 (input) + forward + backward + exposed (0 with one rank) + 6 (optimizer) + 1 (residual) ms;
     autocorrelated noise (0.7) of relative size `noise` multiplies the whole step.
@@ -53,6 +55,7 @@ def write_run(
             exposed_ms + waiting if ranks > 1 else 0.0,
             factor,
             tokens=batch_per_rank * 128,
+            clock_error_ms=(clock_error_ms or {}).get(rank, 0.0),
         )
     write_metrics(path, steps, random)
     return path
@@ -98,6 +101,7 @@ def write_trace(
     factor: np.ndarray,
     tokens: int,
     expected_ms: dict[str, list[float]] | None = None,
+    clock_error_ms: float = 0.0,
 ):
     """One rank's trace: two buckets, the first summed under the last half of backward, the second gathered after it."""
     trace = Trace(path, *place)
@@ -134,7 +138,8 @@ def write_trace(
             add("checkpoint", 80.0, amount=21_000_000)
             add("evaluate", 400.0, amount=tokens)
         trace.flush()
-    trace.add("clock", now, now + 1000, 0, -12345)
+    offset = round(clock_error_ms * 1e6) - 10**9 * place[0]
+    trace.add("clock", now, now + 1000, 0, offset)
     trace.close()
 
 
