@@ -16,9 +16,10 @@ KINDS = {
     "all_to_all": ("all_to_alls", "all_to_all_bytes"),
 }
 _NUMBERS = ("ready_s", "pass_s", "kernel_s", *(name for pair in KINDS.values() for name in pair))
+_CUT = ["bucket", "gradient_bytes", *(count for count, _ in KINDS.values())]  # what must be the same to go on
 _FEWEST = 3  # numbers of ranks that tell how prices go on
 _MOST = 1000  # operations of a bucket
-_COLUMNS = ("ranks", "compressor", "bucket_mb", "bucket", *_NUMBERS)
+_COLUMNS = ("ranks", "compressor", "bucket_mb", "bucket", "gradient_bytes", *_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Prices:
     table: pd.DataFrame
 
     @property
+    def ranks(self) -> list[int]:
+        """Numbers of ranks that were priced."""
+        return sorted(map(int, self.table["ranks"].unique()))
+
+    @property
     def choices(self) -> list[tuple[str, float]]:
         """Compressors and sizes of buckets (MiB) that were priced."""
         return list(self.table[["compressor", "bucket_mb"]].drop_duplicates().itertuples(index=False, name=None))
@@ -53,26 +59,33 @@ class Prices:
         """In the order in which they are sent; between and beyond the priced numbers of ranks, as prices go on.
 
         Raises:
-            AnalysisError: not priced, or the buckets are not the same at all numbers of ranks.
+            AnalysisError: not priced, or for too few numbers of ranks to go on from.
         """
         rows = self.table[(self.table["compressor"] == compressor) & (self.table["bucket_mb"] == bucket_mb)]
         if rows.empty:
             raise AnalysisError(f"{self.path} has no prices of {compressor} with buckets of {bucket_mb:g} MiB")
-        by_ranks = [group.sort_values("bucket") for _, group in rows.groupby("ranks")]
-        if len({tuple(group["bucket"]) for group in by_ranks}) > 1:
-            raise AnalysisError(f"{self.path}: {compressor} has other buckets on other numbers of ranks")
-        known = np.array(sorted(rows["ranks"].unique()))
-        if ranks not in known and len(known) < _FEWEST:
-            raise AnalysisError(
-                f"{self.path} has prices of {compressor} for {len(known)} numbers of ranks; {_FEWEST} are needed to "
-                f"say what {ranks} would send"
-            )
-        values = {name: np.stack([group[name].to_numpy(dtype=float) for group in by_ranks]) for name in _NUMBERS}
-        at = {name: _GROWS.get(name, _sent)(known, value, ranks) for name, value in values.items()}
+        by_ranks = {count: group.sort_values("bucket") for count, group in rows.groupby("ranks")}
+        if ranks in by_ranks:
+            at = {name: by_ranks[ranks][name].to_numpy(dtype=float) for name in _NUMBERS}
+        else:
+            at = self._beyond(by_ranks, ranks, compressor)
         return [
             Bucket(at["ready_s"][index], at["pass_s"][index], at["kernel_s"][index], _operations(at, index))
             for index in range(len(at["ready_s"]))
         ]
+
+    def _beyond(self, by_ranks: dict[int, pd.DataFrame], ranks: int, compressor: str) -> dict[str, np.ndarray]:
+        """From those whose buckets are cut as those of the most ranks are: embeddings may go by rows among fewer."""
+        cut = by_ranks[max(by_ranks)][_CUT].to_numpy()
+        alike = {count: group for count, group in by_ranks.items() if np.array_equal(group[_CUT].to_numpy(), cut)}
+        if len(alike) < _FEWEST:
+            raise AnalysisError(
+                f"{self.path} has prices of {compressor} for {len(alike)} numbers of ranks with the same buckets; "
+                f"{_FEWEST} are needed to say what {ranks} would send"
+            )
+        known = np.array(list(alike))
+        values = {name: np.stack([group[name].to_numpy(dtype=float) for group in alike.values()]) for name in _NUMBERS}
+        return {name: _GROWS.get(name, _sent)(known, value, ranks) for name, value in values.items()}
 
 
 def _operations(at: dict[str, np.ndarray], bucket: int) -> tuple[tuple[str, float], ...]:
@@ -92,16 +105,12 @@ def _stays(known: np.ndarray, values: np.ndarray, ranks: int) -> np.ndarray:
 
 def _kernels(known: np.ndarray, values: np.ndarray, ranks: int) -> np.ndarray:
     """What every rank sends has to be added up: a line, which does not fall."""
-    if ranks in known:
-        return values[list(known).index(ranks)]
     slope, start = np.polyfit(known, values, 1)
     return np.where(slope > 0, np.maximum(0, start + slope * ranks), values.mean(axis=0))
 
 
 def _sent(known: np.ndarray, values: np.ndarray, ranks: int) -> np.ndarray:
     """Rings, gathers and shares: a + b n + c / n."""
-    if ranks in known:
-        return values[list(known).index(ranks)]
 
     def terms(n: np.ndarray) -> np.ndarray:
         return np.stack([np.ones_like(n), n, 1 / n], axis=1)

@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("folder", type=Path, metavar="RUN", help="the run folder of a training run")
     add("--prices", type=Path, required=True, metavar="DIR", help="what hvd-llm price wrote")
     add("--network", type=Path, required=True, metavar="DIR", help="what hvd-llm bench wrote")
-    add("--ranks", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64], metavar="N", help="default: %(default)s")
+    add("--ranks", type=int, nargs="+", metavar="N", help="how many (default: those that were priced)")
     add("--rates", type=float, nargs="+", metavar="MBIT", help="of each host, 10^6 bits/s, instead of the measured one")
     add("--out", type=Path, metavar="DIR", help="folder for simulate.csv and simulate.png; may exist")
 
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         AnalysisError: something cannot be read, or says nothing about what is asked.
     """
-    for ranks in arguments.ranks:
+    for ranks in arguments.ranks or []:
         if not 2 <= ranks <= _MOST_RANKS:
             raise AnalysisError(f"--ranks has {ranks}; it must be from 2 to {_MOST_RANKS:,}")
     for rate in arguments.rates or []:
@@ -90,7 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
     work, priced = work_of(measured[-1]), prices.read(arguments.prices)
     measured_network = network_lines.read(arguments.network)
     networks = {f"{rate:g} Mb/s": measured_network.limited(rate * 1e6 / 8) for rate in arguments.rates or []}
-    table = predictions(work, priced, networks or {"measured": measured_network}, sorted(set(arguments.ranks)))
+    table = predictions(
+        work, priced, networks or {"measured": measured_network}, sorted(set(arguments.ranks or priced.ranks))
+    )
     print(tables.simulate(table).to_string(index=False))
     if arguments.out:
         try:

@@ -59,7 +59,9 @@ class Row:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "hvd-llm price CONFIG [--ranks N …] [--compressors NAME …] [--buckets MIB …] [--section.key value …]"
     parser.add_argument("config", help="as of hvd-llm train, whose settings can be given, too")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8], help="how many (default: 2 4 8)")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", default=[2, 4, 8, 16, 32], help="how many (default: 2 4 8 16 32)"
+    )
     parser.add_argument(
         "--compressors",
         nargs="+",

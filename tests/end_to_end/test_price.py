@@ -67,7 +67,9 @@ def test_a_step_is_simulated(data, tmp_path):
     about = {"schema": "hvd_llm.collectives/1", "kind": "bench", "lines": lines, "launches": [{"size": 2}]}
     (tmp_path / "network/run.json").write_text(json.dumps(about))
     words = ["simulate", tmp_path / "one", "--prices", tmp_path / "prices", "--network", tmp_path / "network"]
-    done = run(BIN / "python", "-m", "analysis", *words, "--rates", 10, 10_000, "--out", tmp_path / "out")
+    done = run(
+        BIN / "python", "-m", "analysis", *words, "--ranks", 2, 64, "--rates", 10, 10_000, "--out", tmp_path / "out"
+    )
     assert done.returncode == 0, done.stderr
     steps = pd.read_csv(tmp_path / "out/simulate.csv").set_index(["network", "compressor", "ranks"])["step_s"]
     for name in ("none", "int8"):

@@ -177,15 +177,18 @@ def test_what_cannot_be_simulated_is_one_sentence(tmp_path, capsys, file, spoil,
     assert error.count("\n") == 1
 
 
-def test_ranks_that_were_not_priced_need_the_same_buckets(tmp_path):
-    folder = write_prices(tmp_path / "prices")
+def test_ranks_that_were_not_priced_need_three_that_were_cut_alike(tmp_path):
+    """Among few ranks, embeddings may go by rows, in buckets of their own."""
+    folder = write_prices(tmp_path / "prices", ranks=(2, 4, 8, 16))
     table = pd.read_csv(folder / "prices.csv")
+    table[(table["ranks"] != 2) | (table["bucket"] != 1)].to_csv(folder / "prices.csv", index=False)
+    found = prices.read(folder)
+    assert [len(found.buckets("none", 4.0, ranks)) for ranks in (2, 4, 32)] == [1, 2, 2]
+    assert found.buckets("none", 4.0, 32)[0].operations == (("sum", pytest.approx(2 * 31 / 32 * 1e6)),)
     table[(table["ranks"] != 4) | (table["bucket"] != 1)].to_csv(folder / "prices.csv", index=False)
-    with pytest.raises(AnalysisError, match="none has other buckets on other numbers of ranks"):
-        prices.read(folder).buckets("none", 4.0, 16)
-    few = prices.read(write_prices(tmp_path / "few", ranks=(2, 4)))
-    assert few.buckets("none", 4.0, 4)
-    with pytest.raises(AnalysisError, match="2 numbers of ranks; 3 are needed to say what 16 would send"):
-        few.buckets("none", 4.0, 16)
+    assert prices.read(folder).buckets("none", 4.0, 32)
+    table[(table["ranks"] > 4) | (table["bucket"] != 1)].to_csv(folder / "prices.csv", index=False)
+    with pytest.raises(AnalysisError, match="2 numbers of ranks with the same buckets; 3 are needed to say what 32"):
+        prices.read(folder).buckets("none", 4.0, 32)
     with pytest.raises(AnalysisError, match="no prices of int8"):
-        prices.read(folder).buckets("int8", 4.0, 16)
+        found.buckets("int8", 4.0, 16)
