@@ -6,9 +6,9 @@ from pathlib import Path
 
 from analysis import json_file
 from analysis.errors import AnalysisError
+from analysis.prices import KINDS
 
 SCHEMA = "hvd_llm.collectives/1"
-KINDS = ("sum", "gather", "all_to_all")
 # Bytes on Ethernet for each that is sent: a frame of 1514 carries 1448 of TCP.
 FRAMING = 1514 / 1448
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.errors import AnalysisError, TooFewStepsError
+from analysis.match import facts
 from analysis.measure import ALL_PARTS, Measurement, together
 from analysis.run_folder import Launch, Run, find_runs
 from analysis.steps import RankSteps, rank_steps
@@ -59,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def look(found: Run, steps: int) -> tuple[str, bool]:
     """What there is to say now, and whether all steps were taken."""
-    launch, wanted = found.launches[-1], found.about["config"]["train"].get("steps", 0)
+    launch = found.launches[-1]
+    wanted = facts(launch).get("train.steps", 0)  # a resume may have changed it
     try:
         one = _last_steps(launch, steps)
     except TooFewStepsError:

@@ -65,6 +65,10 @@ def test_the_command(tmp_path, capsys):
     (run / "run.json").write_text(json.dumps(about))
     assert main(["watch", str(run), "--once"]) == 0
     assert "step 20 of 40 (50.0 %)" in capsys.readouterr().out
+    about["launches"][0]["changed"] = {"train.steps": 80}  # by a resume
+    (run / "run.json").write_text(json.dumps(about))
+    assert main(["watch", str(run), "--once"]) == 0
+    assert "step 20 of 80 (25.0 %)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("words", "said"), [(["--steps", "0"], "--steps must be"), (["--every", "nan"], "--every")])
